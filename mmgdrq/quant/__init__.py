@@ -1,0 +1,43 @@
+"""The maths of GDRQ as pure functions: torch only, no state."""
+
+from .fake_quant import (
+    clip_activation,
+    dequantize,
+    fake_quantize_activation,
+    fake_quantize_learned,
+    fake_quantize_weight,
+    quantize,
+    step_of,
+)
+from .groups import group_max_abs, group_mean_abs, num_groups, per_filter
+from .packing import pack, unpack
+from .ranges import quantized_loss, scale_clip_, search_range, weight_range, weight_step
+from .spec import ActivationSpec, WeightSpec, make_spec, override_spec
+from .statistics import collect, threshold_of
+
+__all__ = [
+    'ActivationSpec',
+    'WeightSpec',
+    'clip_activation',
+    'collect',
+    'dequantize',
+    'fake_quantize_activation',
+    'fake_quantize_learned',
+    'fake_quantize_weight',
+    'group_max_abs',
+    'group_mean_abs',
+    'make_spec',
+    'num_groups',
+    'override_spec',
+    'pack',
+    'per_filter',
+    'quantize',
+    'quantized_loss',
+    'scale_clip_',
+    'search_range',
+    'step_of',
+    'threshold_of',
+    'unpack',
+    'weight_range',
+    'weight_step',
+]

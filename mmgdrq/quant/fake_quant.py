@@ -1,0 +1,146 @@
+"""Uniform quantization and its straight-through gradient, as pure functions.
+
+``fake_quantize_*`` is ``dequantize(quantize(x))`` exactly. Rounding is half-to-even, so that every engine
+that follows ONNX ``QuantizeLinear`` gives the same codes. Steps are computed in float32 whatever the
+dtype of the tensor.
+"""
+
+from typing import Optional, Tuple
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+MIN_STEP = 1e-12
+"""Floor of a quantization step: an all-zero group or input still has finite codes."""
+
+
+def step_of(alpha: Tensor, levels: int) -> Tensor:
+    """Quantization step of a range.
+
+    Args:
+        alpha: half range of any shape (weights: alpha, activations: T).
+        levels: number of steps between 0 and alpha.
+
+    >>> step_of(torch.tensor([1.0, 0.0]), 2)
+    tensor([5.0000e-01, 1.0000e-12])
+    """
+    return (alpha.float() / levels).clamp(min=MIN_STEP)
+
+
+def quantize(x: Tensor, step: Tensor, limits: Tuple[int, int]) -> Tensor:
+    """Integer codes ``clip(round(x / step), *limits)``, as float32 of the shape of ``x``.
+
+    Args:
+        x: any shape, any floating dtype.
+        step: broadcasts against ``x``.
+        limits: lowest and highest code.
+
+    >>> quantize(torch.tensor([-2., -.25, .25, .75, 2.]), torch.tensor(.5), (-2, 1))
+    tensor([-2., -0.,  0.,  1.,  1.])
+    """
+    return torch.div(x.float(), step).round_().clamp_(*limits)
+
+
+def dequantize(codes: Tensor, step: Tensor) -> Tensor:
+    """Values ``codes * step``, float32."""
+    return codes * step
+
+
+class _StraightThrough(Function):
+    """Fake quantization; the gradient passes inside ``clip`` (low, high), or everywhere if it is None."""
+
+    @staticmethod
+    def forward(ctx, x, step, limits, clip):
+        ctx.masked = clip is not None
+        if ctx.masked:
+            low, high = clip
+            ctx.save_for_backward((x >= low).logical_and_(x <= high))
+        return quantize(x, step, limits).mul_(step).to(x.dtype)
+
+    @staticmethod
+    def backward(ctx, grad):
+        if ctx.masked:
+            (inside,) = ctx.saved_tensors
+            grad = grad * inside
+        return grad, None, None, None
+
+
+def fake_quantize_weight(weight: Tensor, step: Tensor, limits: Tuple[int, int]) -> Tensor:
+    """Fake-quantize a weight; the gradient passes through unchanged.
+
+    Scale-Clip keeps the weight inside its range by projection, so no gradient is masked.
+
+    Args:
+        weight: shape ``(O, ...)``.
+        step: positive, broadcasts against ``weight``; a constant for the gradient.
+        limits: lowest and highest code.
+    """
+    return _StraightThrough.apply(weight, step, limits, None)
+
+
+def fake_quantize_activation(
+    x: Tensor, threshold: Tensor, levels: int, limits: Tuple[int, int]
+) -> Tensor:
+    """Fake-quantize an activation; the gradient is zero where ``x`` was clipped.
+
+    Args:
+        x: any shape.
+        threshold: scalar T > 0; a constant for the gradient.
+        levels: steps between 0 and T.
+        limits: lowest and highest code; a lowest code of 0 clips to [0, T], else to [-T, T].
+    """
+    return _StraightThrough.apply(x, step_of(threshold, levels), limits, _bounds(threshold, limits))
+
+
+def clip_activation(x: Tensor, threshold: Tensor, signed: bool) -> Tensor:
+    """Scale-Clip of an activation without rounding: ``x`` clipped to [0, T] or [-T, T].
+
+    The gradient is zero where ``x`` was clipped.
+    """
+    high = threshold.to(x.dtype)
+    return x.clamp(-high if signed else torch.zeros_like(high), high)
+
+
+def _bounds(threshold: Tensor, limits: Tuple[int, int]) -> Tuple[Tensor, Tensor]:
+    high = threshold.float()
+    return (torch.zeros_like(high) if limits[0] == 0 else -high), high
+
+
+class _LearnedStep(Function):
+    """Fake quantization whose step has the gradient of LSQ (Esser et al., ICLR 2020, equations 2 to 5)."""
+
+    @staticmethod
+    def forward(ctx, x, step, limits, grad_scale):
+        scaled = torch.div(x.float(), step)
+        codes = scaled.round().clamp_(*limits)
+        ctx.save_for_backward(scaled, step)
+        ctx.limits, ctx.grad_scale = limits, grad_scale
+        return (codes * step).to(x.dtype)
+
+    @staticmethod
+    def backward(ctx, grad):
+        scaled, step = ctx.saved_tensors
+        low, high = ctx.limits
+        inside = (scaled >= low) & (scaled <= high)
+        slope = torch.where(inside, scaled.round() - scaled, scaled.clamp(low, high))
+        grad_step = (grad.float() * slope).sum_to_size(step.shape) * ctx.grad_scale
+        return grad * inside, grad_step, None, None
+
+
+def fake_quantize_learned(
+    x: Tensor, step: Tensor, limits: Tuple[int, int], grad_scale: Optional[float] = None
+) -> Tensor:
+    """Fake quantization with a trainable step.
+
+    Args:
+        x: any shape.
+        step: positive, broadcasts against ``x``; receives the LSQ gradient.
+        limits: lowest and highest code.
+        grad_scale: factor on the gradient of the step; None takes LSQ's ``1 / sqrt(N * highest code)``
+            with N elements that share one step.
+    """
+    if grad_scale is None:
+        shared = max(x.numel() // max(step.numel(), 1), 1)
+        grad_scale = (shared * max(limits[1], 1)) ** -0.5
+    return _LearnedStep.apply(x, step, limits, grad_scale)

@@ -1,0 +1,93 @@
+"""Groups of filters: which filters share a range, and statistics per group.
+
+The ``O`` filters of a weight of shape ``(O, ...)`` are split into ``G = ceil(O / group_size)`` groups of
+consecutive filters; the last group may be smaller (source: section "Group-based quantization" of GDRQ).
+"""
+
+import torch
+from torch import Tensor
+
+
+def num_groups(filters: int, group_size: int) -> int:
+    """Number of groups of a layer.
+
+    >>> num_groups(10, 4), num_groups(10, 1), num_groups(10, -1)
+    (3, 10, 1)
+    """
+    size = filters if group_size == -1 else group_size
+    return -(-filters // size)
+
+
+def group_sizes(filters: int, group_size: int, device=None) -> Tensor:
+    """Number of filters in every group, shape ``(G,)``, float32.
+
+    >>> group_sizes(10, 4)
+    tensor([4., 4., 2.])
+    """
+    groups = num_groups(filters, group_size)
+    size = filters if group_size == -1 else group_size
+    starts = torch.arange(groups, device=device) * size
+    return (filters - starts).clamp(max=size).float()
+
+
+def per_filter(values: Tensor, filters: int, group_size: int) -> Tensor:
+    """Repeat one value a group, shape ``(G,)``, to one value a filter, shape ``(O,)``.
+
+    >>> per_filter(torch.tensor([1., 2., 3.]), 5, 2)
+    tensor([1., 1., 2., 2., 3.])
+    """
+    if group_size == 1:
+        return values
+    if group_size == -1:
+        return values.expand(filters)
+    return values.repeat_interleave(group_size)[:filters]
+
+
+def per_group(values: Tensor, group_size: int, pad: float = 0.0) -> Tensor:
+    """Arrange one value a filter, shape ``(O, ...)``, as ``(G, group_size, ...)``.
+
+    The missing filters of a smaller last group are filled with ``pad``.
+
+    >>> per_group(torch.arange(1., 6.), 2)
+    tensor([[1., 2.],
+            [3., 4.],
+            [5., 0.]])
+    """
+    filters = values.shape[0]
+    size = filters if group_size == -1 else group_size
+    missing = num_groups(filters, group_size) * size - filters
+    if missing:
+        padding = values.new_full((missing, *values.shape[1:]), pad)
+        values = torch.cat([values, padding])
+    return values.reshape(-1, size, *values.shape[1:])
+
+
+def group_mean_abs(weight: Tensor, group_size: int) -> Tensor:
+    """Mean absolute value of every group.
+
+    Args:
+        weight: shape ``(O, ...)``, any floating dtype.
+        group_size: filters a group; -1 for all.
+
+    Returns:
+        float32, shape ``(G,)``.
+
+    >>> group_mean_abs(torch.tensor([[1., -1.], [3., 3.], [-5., 5.]]), 2)
+    tensor([2., 5.])
+    """
+    filters = weight.shape[0]
+    flat = weight.detach().reshape(filters, -1)
+    sums = torch.linalg.vector_norm(flat, 1, dim=1, dtype=torch.float32)
+    totals = per_group(sums, group_size).sum(1)
+    return totals / (group_sizes(filters, group_size, weight.device) * flat.shape[1])
+
+
+def group_max_abs(weight: Tensor, group_size: int) -> Tensor:
+    """Largest absolute value of every group: float32, shape ``(G,)``."""
+    largest = weight.detach().reshape(weight.shape[0], -1).abs().amax(1).float()
+    return per_group(largest, group_size).amax(1)
+
+
+def broadcast_filters(values: Tensor, weight: Tensor) -> Tensor:
+    """View one value a filter, shape ``(O,)``, so that it broadcasts against ``weight``."""
+    return values.reshape(-1, *[1] * (weight.dim() - 1))

@@ -1,0 +1,234 @@
+"""What a tensor is quantized to: frozen, validated specifications.
+
+The default multipliers ``k`` grow with the bit-width. They are near the minimum of the quantized-loss
+for a Gaussian tensor (``mmgdrq.quant.ranges.quantized_loss``); 2 bits use k = 2, whose fixed point is the
+uniform distribution.
+"""
+
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Mapping, Optional, Tuple, Union
+
+from ..errors import ConfigError, unknown_key
+
+FLOAT_BITS = 32
+"""The number of bits that means "leave this tensor in float"."""
+
+RANGES = ('mean', 'search', 'learned', 'minmax')
+ACTIVATION_RANGES = (*RANGES, 'active_mean')
+
+WEIGHT_K = {2: 2.0, 3: 2.5, 4: 3.0, 5: 4.0, 6: 5.0, 7: 6.5, 8: 8.0}
+"""bits -> threshold in units of mean|W_g|."""
+
+ACTIVE_MEAN_K = {2: 2.5, 3: 3.2, 4: 4.0, 5: 5.0, 6: 6.0, 7: 7.0, 8: 8.0}
+"""bits -> threshold in units of the mean of the non-zero |A|, for unsigned activations.
+
+A signed grid spends one bit on the sign and takes the multiplier of ``bits - 1`` (2 bits: that of 2)."""
+
+MEAN_K = {2: 6.0, 3: 9.0, 4: 12.0, 5: 14.0, 6: 16.0, 7: 18.0, 8: 20.0}
+"""bits -> threshold in units of mean|A| over all elements, zeros included, for unsigned activations."""
+
+
+@dataclass(frozen=True)
+class WeightSpec:
+    """How the weight of one layer is quantized.
+
+    Attributes:
+        bits: 2 to 8, or 32 for float.
+        group_size: filters that share one range; -1 means all filters of the layer. The last group of a
+            layer is smaller where the number of filters is not divisible.
+        range: rule for the range alpha of a group: ``'mean'`` (k * mean|W_g|), ``'search'`` (argmin of the
+            quantized-loss), ``'learned'`` (a parameter) or ``'minmax'`` (max|W_g|).
+        k: multiplier of ``'mean'`` and of Scale-Clip; None takes the default of the bit-width.
+        narrow_range: drop the lowest code, so that the grid is symmetric.
+        p: norm of the quantized-loss that ``'search'`` minimises, 1 or 2.
+
+    >>> WeightSpec(bits=2).code_limits
+    (-2, 1)
+    >>> WeightSpec(bits=4, narrow_range=True).code_limits
+    (-7, 7)
+    """
+
+    bits: int = 2
+    group_size: int = 1
+    range: str = 'mean'
+    k: Optional[float] = None
+    narrow_range: bool = False
+    p: int = 2
+
+    def __post_init__(self) -> None:
+        _check_bits('weight', self.bits)
+        _check_int('weight', 'group_size', self.group_size)
+        if self.group_size < 1 and self.group_size != -1:
+            raise ConfigError(
+                f'weight: group_size={self.group_size} is not possible. Expected 1 or more filters a group, '
+                'or -1 for the whole layer'
+            )
+        _check_choice('weight', 'range', self.range, RANGES)
+        _check_multiplier('weight', self.k)
+        _check_bool('weight', 'narrow_range', self.narrow_range)
+        _check_choice('weight', 'p', self.p, (1, 2))
+
+    @property
+    def enabled(self) -> bool:
+        """Whether the tensor is quantized at all."""
+        return self.bits != FLOAT_BITS
+
+    @property
+    def code_limits(self) -> Tuple[int, int]:
+        """Lowest and highest integer code."""
+        top = 2 ** (self.bits - 1)
+        return (1 - top if self.narrow_range else -top), top - 1
+
+    @property
+    def levels(self) -> int:
+        """Number of steps between 0 and alpha."""
+        top = 2 ** (self.bits - 1)
+        return top - 1 if self.narrow_range else top
+
+    @property
+    def multiplier(self) -> float:
+        """``k``, or the default of the bit-width."""
+        return WEIGHT_K[self.bits] if self.k is None else float(self.k)
+
+
+@dataclass(frozen=True)
+class ActivationSpec:
+    """How the input of one layer is quantized.
+
+    Attributes:
+        bits: 2 to 8, or 32 for float.
+        range: rule for the threshold T: ``'mean'`` (k * running mean|A|), ``'active_mean'`` (k * running mean
+            of the non-zero |A|, which does not depend on how sparse a ReLU made A), ``'search'``,
+            ``'learned'`` or ``'minmax'`` (running max|A|).
+        k: multiplier of the two mean rules; None takes the default of the bit-width and sign.
+        momentum: weight of the newest iteration in the running statistic, in (0, 1].
+        signed: True, False, or ``'auto'``: decided by the first batch that is not all zero.
+        p: norm of the quantized-loss that ``'search'`` minimises, 1 or 2.
+    """
+
+    bits: int = 4
+    range: str = 'active_mean'
+    k: Optional[float] = None
+    momentum: float = 0.1
+    signed: Union[str, bool] = 'auto'
+    p: int = 2
+
+    def __post_init__(self) -> None:
+        _check_bits('activation', self.bits)
+        _check_choice('activation', 'range', self.range, ACTIVATION_RANGES)
+        _check_multiplier('activation', self.k)
+        _check_number('activation', 'momentum', self.momentum)
+        if not 0 < self.momentum <= 1:
+            raise ConfigError(f'activation: momentum={self.momentum} is not in (0, 1]')
+        if not isinstance(self.signed, bool) and self.signed != 'auto':
+            raise ConfigError(
+                f"activation: signed={self.signed!r} is unknown. Expected True, False or 'auto'"
+            )
+        _check_choice('activation', 'p', self.p, (1, 2))
+
+    @property
+    def enabled(self) -> bool:
+        """Whether the tensor is quantized at all."""
+        return self.bits != FLOAT_BITS
+
+    def code_limits(self, signed: bool) -> Tuple[int, int]:
+        """Lowest and highest integer code of the signed or unsigned grid.
+
+        >>> ActivationSpec(bits=4).code_limits(signed=False)
+        (0, 15)
+        """
+        if signed:
+            return -(2 ** (self.bits - 1)), 2 ** (self.bits - 1) - 1
+        return 0, 2**self.bits - 1
+
+    def levels(self, signed: bool) -> int:
+        """Number of steps between 0 and the threshold T."""
+        return 2 ** (self.bits - 1) if signed else 2**self.bits - 1
+
+    def multiplier(self, signed: bool) -> float:
+        """``k``, or the default of the range rule, bit-width and sign."""
+        if self.k is not None:
+            return float(self.k)
+        bits = max(self.bits - 1, 2) if signed else self.bits
+        table = MEAN_K if self.range == 'mean' and not signed else ACTIVE_MEAN_K
+        return table[bits]
+
+
+Spec = Union[WeightSpec, ActivationSpec]
+
+
+def make_spec(cls: type, config: Union[None, Mapping[str, Any], Spec], where: str) -> Spec:
+    """Build a spec from a config dict; None gives the defaults, a spec is passed through.
+
+    Args:
+        cls: ``WeightSpec`` or ``ActivationSpec``.
+        config: the config's dict.
+        where: config key that error messages name.
+
+    Raises:
+        ConfigError: an unknown key or a value out of range.
+
+    >>> make_spec(WeightSpec, dict(bits=4), 'weight').bits
+    4
+    """
+    return override_spec(cls(), config, where)
+
+
+def override_spec(spec: Spec, config: Union[None, Mapping[str, Any], Spec], where: str) -> Spec:
+    """Return ``spec`` with the values of ``config`` in place of its own.
+
+    Raises:
+        ConfigError: an unknown key or a value out of range.
+    """
+    if config is None:
+        return spec
+    if isinstance(config, type(spec)):
+        return config
+    if not isinstance(config, Mapping):
+        raise ConfigError(f'{where}: expected a dict such as dict(bits=4), got {config!r}')
+    valid = [f.name for f in fields(spec)]
+    for key in config:
+        if key not in valid:
+            raise unknown_key(where, key, valid)
+    try:
+        return type(spec)(**{**asdict(spec), **config})
+    except ConfigError as error:
+        raise ConfigError(f'{where}: {str(error).split(": ", 1)[1]}') from None
+
+
+def _check_bits(where: str, bits: Any) -> None:
+    _check_int(where, 'bits', bits)
+    if bits != FLOAT_BITS and not 2 <= bits <= 8:
+        raise ConfigError(
+            f'{where}: bits={bits} is not possible. Expected 2 to 8, or {FLOAT_BITS} for float'
+        )
+
+
+def _check_int(where: str, key: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ConfigError(f'{where}: {key}={value!r} is not an integer')
+
+
+def _check_number(where: str, key: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise ConfigError(f'{where}: {key}={value!r} is not a number')
+
+
+def _check_multiplier(where: str, k: Any) -> None:
+    if k is None:
+        return
+    _check_number(where, 'k', k)
+    if not 0 < k < float('inf'):
+        raise ConfigError(f'{where}: k={k} is not possible. Expected a positive number')
+
+
+def _check_bool(where: str, key: str, value: Any) -> None:
+    if not isinstance(value, bool):
+        raise ConfigError(f'{where}: {key}={value!r} is not True or False')
+
+
+def _check_choice(where: str, key: str, value: Any, choices: tuple) -> None:
+    if isinstance(value, bool) or value not in choices:
+        raise ConfigError(
+            f'{where}: {key}={value!r} is unknown. Expected one of {", ".join(map(repr, choices))}'
+        )
