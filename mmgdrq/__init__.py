@@ -1,0 +1,28 @@
+"""mmgdrq: low-bit quantization-aware training for OpenMMLab models, by config alone."""
+
+from . import compat
+from .builder import build_quantized
+from .convert import quantize
+from .deploy import fold
+from .hooks import GDRQHook, ScaleClipHook
+from .layers import Conv2d, Linear
+from .policy import make_plan as plan
+from .scale_clip import ScaleClip
+from .stages import get_stage, set_stage
+from .version import __version__
+
+__all__ = [
+    'Conv2d',
+    'GDRQHook',
+    'Linear',
+    'ScaleClip',
+    'ScaleClipHook',
+    '__version__',
+    'build_quantized',
+    'compat',
+    'fold',
+    'get_stage',
+    'plan',
+    'quantize',
+    'set_stage',
+]

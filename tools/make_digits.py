@@ -29,7 +29,7 @@ import shutil
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Optional
 
 import cv2
 import numpy as np
@@ -167,7 +167,7 @@ def split_sources(seed: int) -> dict:
     for digit in range(10):
         order = rng.permutation(np.flatnonzero(targets == digit))
         cuts = np.round(np.cumsum(SPLIT_SHARES)[:-1] * len(order)).astype(int)
-        for split, part in zip(SPLITS, np.split(order, cuts), strict=True):
+        for split, part in zip(SPLITS, np.split(order, cuts)):
             sources[split].append(part.tolist())
     return sources
 
@@ -431,11 +431,7 @@ def coco_json(args: DigitsArgs, split: str, annotations: list) -> dict:
         }
         for index in range(args.scenes(split))
     ]
-    owned = [
-        (image['id'], found)
-        for image, all_ in zip(images, annotations, strict=True)
-        for found in all_
-    ]
+    owned = [(image['id'], found) for image, all_ in zip(images, annotations) for found in all_]
     return {
         'images': images,
         'annotations': [
@@ -465,7 +461,7 @@ def generate(folder: Path, args: DigitsArgs, workers: int) -> dict:
     counts = {}
     for split in SPLITS:
         wanted = ('scene', split)
-        annotations = [r for task, r in zip(tasks, results, strict=True) if task[:2] == wanted]
+        annotations = [r for task, r in zip(tasks, results) if task[:2] == wanted]
         coco = coco_json(args, split, annotations)
         (folder / 'annotations' / f'instances_{split}.json').write_text(json.dumps(coco))
         counts[split] = {
@@ -493,7 +489,7 @@ def identity(args: DigitsArgs) -> dict:
     return {'generator': GENERATOR, 'version': VERSION, 'arguments': asdict(args)}
 
 
-def read_manifest(out: Path) -> dict | None:
+def read_manifest(out: Path) -> Optional[dict]:
     """The manifest of a finished dataset; None if there is no folder, or an empty one.
 
     A folder with other content is refused, so that nothing else is ever overwritten.
@@ -565,7 +561,7 @@ def make_digits(out: Path, args: DigitsArgs, workers: int = 1, overwrite: bool =
     return manifest
 
 
-def parse_args(argv: list | None = None) -> argparse.Namespace:
+def parse_args(argv: Optional[list] = None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(
         description='Compose scenes and crops of handwritten digits for three tasks.',
@@ -600,7 +596,7 @@ def parse_args(argv: list | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def main(argv: list | None = None) -> int:
+def main(argv: Optional[list] = None) -> int:
     """Run the tool; return its exit status."""
     options = vars(parse_args(argv))
     out, workers, overwrite = (options.pop(name) for name in ('out', 'workers', 'overwrite'))

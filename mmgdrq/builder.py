@@ -1,0 +1,46 @@
+"""``mmgdrq.Quantized``: build any registered model and quantize it, from one flat config."""
+
+from typing import Any, Mapping, Optional
+
+from mmengine.registry import MODELS as MMENGINE_MODELS
+from torch import nn
+
+from .convert import quantize
+from .errors import ConfigError, unknown_key
+from .layers import Conv2d, Linear
+from .registry import MODELS
+from .schedule import Schedule
+
+QUANT_KEYS = ('weight', 'activation', 'rules', 'stages')
+
+MODELS.register_module(name='Conv2d', module=Conv2d)
+MODELS.register_module(name='Linear', module=Linear)
+
+
+@MODELS.register_module(name='Quantized')
+def build_quantized(base_type: str, quant: Optional[Mapping[str, Any]] = None, **model) -> nn.Module:
+    """Build the model ``base_type`` and quantize it.
+
+    The result is an instance of ``base_type`` itself, so everything that reads the config or the model
+    (inferencers, FlexibleRunner, test-time augmentation) works as with the float model.
+
+    Args:
+        base_type: registered name of the float model, such as ``'FasterRCNN'``.
+        quant: ``weight``, ``activation``, ``rules`` and ``stages`` as for :func:`mmgdrq.quantize` and
+            :class:`mmgdrq.GDRQHook`.
+        **model: the other keys of the float model's config.
+
+    Raises:
+        ConfigError: an unknown key, or a bad value.
+    """
+    quant = dict(quant or {})
+    for key in quant:
+        if key not in QUANT_KEYS:
+            raise unknown_key('model.quant', key, QUANT_KEYS)
+    if not isinstance(base_type, str):
+        raise ConfigError(f"model.base_type: expected a name such as 'FasterRCNN', got {base_type!r}")
+    stages = quant.pop('stages', None)
+    built = MMENGINE_MODELS.build({'type': base_type, **model})
+    schedule = Schedule.from_config(stages)
+    built.gdrq_schedule = schedule
+    return quantize(built, **quant, stage=schedule.first, follow_checkpoint=stages is not None)

@@ -1,0 +1,104 @@
+"""Turn a float model into a quantized one, in place."""
+
+from typing import Any, List, Mapping, Optional, Sequence
+
+from torch import nn
+
+from .errors import CheckpointError, ConfigError
+from .layers import is_quantized, manage, quantize_layer
+from .policy import Plan, make_plan, replacement
+from .stages import BUFFER, init_stage
+
+_QUANTIZER_KEYS = ('.weight_quantizer.', '.activation_quantizer.')
+
+
+def quantize(
+    model: nn.Module,
+    weight: Optional[Mapping[str, Any]] = None,
+    activation: Optional[Mapping[str, Any]] = None,
+    rules: Sequence[Mapping[str, Any]] = (),
+    *,
+    stage: str = 'quantize',
+    follow_checkpoint: bool = False,
+) -> nn.Module:
+    """Quantize ``model`` in place and return it.
+
+    Parameters, their names, aliases and hooks stay what they are: optimizers that exist already and float
+    checkpoints go on working. ``model.gdrq_plan`` holds the plan.
+
+    Args:
+        model: any module; its own forward pass defines one training iteration.
+        weight: dict of :class:`~mmgdrq.quant.WeightSpec`.
+        activation: dict of :class:`~mmgdrq.quant.ActivationSpec`.
+        rules: see :func:`mmgdrq.plan`.
+        stage: stage to start in, see :mod:`mmgdrq.stages`.
+        follow_checkpoint: whether a loaded checkpoint decides the stage.
+
+    Raises:
+        ConfigError: a bad key or value, a rule that matches nothing, or nothing to quantize.
+
+    >>> from torch import nn
+    >>> model = quantize(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.Conv2d(8, 2, 1)))
+    >>> [row.weight.bits for row in model.gdrq_plan]
+    [8, 2, 8]
+    """
+    if hasattr(model, BUFFER):
+        raise ConfigError('model: it is quantized already. Quantize the float model once')
+    plan = make_plan(model, weight, activation, rules)
+    check_not_empty(plan)
+    modules = dict(model.named_modules())
+    for row in plan.quantized:
+        layer = modules[row.name]
+        _, cls = replacement(layer)
+        quantize_layer(layer, cls, row.weight, row.activation, row.name)
+    prepare(model, plan, stage, follow_checkpoint)
+    return model
+
+
+def prepare(model: nn.Module, plan: Plan, stage: str, follow_checkpoint: bool) -> None:
+    """Attach to the root of a model what its quantized layers need: plan, iteration, stage, load check."""
+    model.gdrq_plan = plan
+    manage(model)
+    init_stage(model, stage, follow_checkpoint)
+    model.register_load_state_dict_pre_hook(_check_state)
+
+
+def check_not_empty(plan: Plan) -> None:
+    """Raise where a plan would quantize nothing."""
+    if not plan.quantized:
+        reasons = '; '.join(sorted({row.reason for row in plan})) or 'it has no weight layers'
+        raise ConfigError(f'model: nothing would be quantized ({reasons})')
+
+
+def quantization_keys(state_dict: Mapping[str, Any], prefix: str = '') -> List[str]:
+    """Keys of a state dict that belong to quantizers."""
+    return [
+        key
+        for key in state_dict
+        if key.startswith(prefix) and any(part in '.' + key for part in _QUANTIZER_KEYS)
+    ]
+
+
+def _check_state(model, state_dict, prefix, *_) -> None:
+    """A state dict has no quantization state at all (float weights), or exactly the model's."""
+    found = set(quantization_keys(state_dict, prefix))
+    if not found:
+        return
+    expected = set(quantization_keys(model.state_dict(prefix=prefix)))
+    if found == expected:
+        return
+    missing, extra = sorted(expected - found), sorted(found - expected)
+    text = []
+    if missing:
+        text.append(f'{len(missing)} ranges of the model are missing, such as {missing[0]}')
+    if extra:
+        text.append(f'{len(extra)} ranges belong to layers that the config does not quantize so, such as {extra[0]}')
+    raise CheckpointError(
+        f'checkpoint: its quantization state does not fit the model: {"; ".join(text)}. Use the config it '
+        'was trained with, or start from its float weights'
+    )
+
+
+def is_quantized_model(model: nn.Module) -> bool:
+    """Whether ``model`` holds any quantized layer."""
+    return any(is_quantized(module) for module in model.modules())

@@ -1,0 +1,162 @@
+"""Fold the steps of weights and activations into batch normalization; what is left is integers.
+
+With ``y = gamma (conv(Wq, xq) + b - mu) / sqrt(var + eps) + beta``, ``Wq = s_g W_int`` and ``xq = s_a x_int``::
+
+    gamma' = gamma s_g s_a,    mu' = (mu - b) / (s_g s_a),    var' = var,    beta' = beta
+
+gives the same ``y`` from ``conv(W_int, x_int)``. Where no BN follows, the layer keeps ``s_g s_a`` as one scale a
+filter and ``b`` as its offset.
+"""
+
+import copy
+from typing import Any, Callable, Dict, Optional, Tuple, Union
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import FoldError
+from ..layers import ActivationQuantizer, WeightQuantizer, is_quantized
+from ..quant import per_filter, quantize, step_of, weight_step
+from ..stages import get_stage
+from .layers import become_folded
+from .pairs import Pairs, pairs_by_structure, pairs_by_trace
+
+Entry = Dict[str, Any]
+Example = Union[None, Tensor, Tuple[Any, ...], Callable[[nn.Module], object]]
+
+
+def fold(model: nn.Module, example: Example = None, pairs: Optional[Pairs] = None) -> nn.Module:
+    """Return a folded copy of a quantized model; the model itself is not changed.
+
+    Args:
+        model: a quantized model whose activation ranges are set.
+        example: inputs (a tensor or a tuple), or a function that runs the model it is given. With it, the
+            BN of each layer is found by tracing; without it only where the code of the containing module
+            guarantees it. A layer without a certain BN keeps one scale a filter, which is always right.
+        pairs: layer name -> BN name, where the caller knows them.
+
+    Returns:
+        A copy in eval mode. ``copy.gdrq_folded`` maps layer names to what they became.
+
+    Raises:
+        FoldError: nothing to fold, a range that was never set, or a stage other than ``'quantize'``.
+
+    >>> import mmgdrq
+    >>> net = mmgdrq.quantize(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)))
+    >>> x = torch.rand(2, 3, 8, 8)
+    >>> y = net.train()(x)
+    >>> bool(torch.allclose(fold(net)(x), net.eval()(x), atol=1e-5))
+    True
+    """
+    check_foldable(model)
+    if pairs is None:
+        pairs = find_pairs(model, example)
+    folded = copy.deepcopy(model).eval()
+    modules = dict(folded.named_modules())
+    entries = {}
+    with torch.no_grad():
+        for name, layer in list(modules.items()):
+            if is_quantized(layer):
+                norm = pairs.get(name)
+                entries[name] = _fold_layer(layer, modules[norm] if norm else None)
+                entries[name]['norm'] = norm
+    folded.gdrq_folded = entries
+    return folded
+
+
+def find_pairs(model: nn.Module, example: Example = None) -> Pairs:
+    """The BN of every layer that has a certain one; see :func:`fold` for ``example``."""
+    if example is None:
+        return pairs_by_structure(model)
+    training = model.training
+    model.eval()
+    try:
+        return pairs_by_trace(model, lambda: run_example(model, example))
+    finally:
+        model.train(training)
+
+
+def run_example(model: nn.Module, example: Example) -> object:
+    """Run ``model`` on an example, see :func:`fold`."""
+    if isinstance(example, Tensor):
+        return model(example)
+    return model(*example) if isinstance(example, tuple) else example(model)
+
+
+def check_foldable(model: nn.Module) -> None:
+    """Raise where folding would give another model than the quantized one."""
+    layers = {name: m for name, m in model.named_modules() if is_quantized(m)}
+    if not layers:
+        raise FoldError('fold: the model has no quantized layer. Quantize and train it first')
+    if hasattr(model, 'gdrq_stage_name') and get_stage(model) != 'quantize':
+        raise FoldError(
+            f"fold: the model is in stage '{get_stage(model)}', without rounding. Train it through the "
+            "'quantize' stage first"
+        )
+    for name, layer in layers.items():
+        quantizer = layer.activation_quantizer
+        if isinstance(quantizer, ActivationQuantizer) and not quantizer.is_ready():
+            raise FoldError(
+                f'fold: {name} has no activation range. Train at least one iteration, or load a checkpoint of '
+                'the quantized model'
+            )
+
+
+def _fold_layer(layer: nn.Module, norm: Optional[nn.Module]) -> Entry:
+    codes, weight_scale, weight_format = _weight_codes(layer)
+    step, limits, bits = _input_codes(layer)
+    scale = weight_scale * step
+    bias = None if layer.bias is None else layer.bias.detach().clone()
+    entry = {
+        'kind': 'conv' if isinstance(layer, nn.Conv2d) else 'linear',
+        'input': limits,
+        'input_bits': bits,
+        'scaled': norm is None,
+        'offset': norm is None and bias is not None,
+        **weight_format,
+    }
+    become_folded(layer, entry)
+    layer.weight.copy_(codes)
+    if limits is not None:
+        layer.input_codes.step.copy_(step)
+    if norm is None:
+        layer.scale.copy_(scale)
+        if bias is not None:
+            layer.offset.copy_(bias)
+    else:
+        _fold_into_norm(norm, scale, bias)
+    return entry
+
+
+def _fold_into_norm(norm: nn.Module, scale: Tensor, bias: Optional[Tensor]) -> None:
+    if norm.running_mean is None:
+        raise FoldError('fold: a BatchNorm without running statistics cannot carry a scale')
+    if norm.weight is None:
+        norm.weight = nn.Parameter(torch.ones_like(norm.running_mean))
+        norm.bias = nn.Parameter(torch.zeros_like(norm.running_mean))
+    norm.weight.mul_(scale)
+    mean = norm.running_mean if bias is None else norm.running_mean - bias
+    norm.running_mean.copy_(mean / scale)
+
+
+def _weight_codes(layer: nn.Module) -> Tuple[Tensor, Tensor, Entry]:
+    """Integer weight, scale of every filter, and how the codes are stored."""
+    quantizer, weight = layer.weight_quantizer, layer.weight.detach()
+    if not isinstance(quantizer, WeightQuantizer):
+        ones = weight.new_ones(weight.shape[0])
+        return weight, ones, {'weight_bits': 32, 'weight_lowest': 0}
+    spec, alpha = quantizer.spec, quantizer.range_of(weight).detach()
+    codes = quantize(weight, weight_step(weight, alpha, spec), spec.code_limits)
+    scale = per_filter(step_of(alpha, spec.levels), weight.shape[0], spec.group_size)
+    lowest = -(2 ** (spec.bits - 1))
+    return codes, scale, {'weight_bits': spec.bits, 'weight_lowest': lowest}
+
+
+def _input_codes(layer: nn.Module) -> Tuple[Tensor, Optional[Tuple[int, int]], int]:
+    """Input step, limits of the input codes, and their bits."""
+    quantizer = layer.activation_quantizer
+    if not isinstance(quantizer, ActivationQuantizer):
+        return layer.weight.new_ones(()), None, 32
+    spec, signed = quantizer.spec, bool(quantizer.signed)
+    step = step_of(quantizer.threshold.detach(), spec.levels(signed))
+    return step, spec.code_limits(signed), spec.bits

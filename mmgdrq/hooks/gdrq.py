@@ -1,0 +1,158 @@
+"""The hook that quantizes the model of a Runner and leads it through the stages of GDRQ."""
+
+from typing import Any, Mapping, Optional, Sequence
+
+from mmengine.hooks import Hook
+from mmengine.model import is_model_wrapper
+from mmengine.optim import OptimWrapperDict
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from ..convert import is_quantized_model, quantize
+from ..errors import ConfigError, unknown_key
+from ..registry import HOOKS
+from ..scale_clip import ScaleClip
+from ..schedule import Schedule
+from ..stages import get_stage, set_stage
+
+KEYS = ('weight', 'activation', 'rules', 'stages', 'scale_clip', 'priority')
+UNCLIPPED_STAGES = ('float',)
+
+
+@HOOKS.register_module()
+class GDRQHook(Hook):
+    """Quantize the runner's model before it loads a checkpoint, and switch its stages while it trains.
+
+    With a model built by ``mmgdrq.Quantized`` the hook only leads through the stages; it then takes neither
+    ``weight`` nor ``activation`` nor ``rules``.
+
+    Args:
+        weight: dict of :class:`~mmgdrq.quant.WeightSpec`; defaults to 2 bits.
+        activation: dict of :class:`~mmgdrq.quant.ActivationSpec`; defaults to 4 bits.
+        rules: see :func:`mmgdrq.plan`.
+        stages: dict of :class:`~mmgdrq.schedule.Schedule`; defaults to quantizing from the beginning.
+        scale_clip: project the weights after every real optimizer step, except in the float stage.
+
+    Raises:
+        ConfigError: an unknown key, a bad value, a rule that matches nothing.
+    """
+
+    # Before EMAHook (49) copies the model, and before it averages the weights.
+    priority = 'VERY_HIGH'
+
+    def __init__(
+        self,
+        weight: Optional[Mapping[str, Any]] = None,
+        activation: Optional[Mapping[str, Any]] = None,
+        rules: Sequence[Mapping[str, Any]] = (),
+        stages: Optional[Mapping[str, Any]] = None,
+        scale_clip: bool = True,
+        **unknown: Any,
+    ) -> None:
+        for key in unknown:
+            raise unknown_key('GDRQHook', key, KEYS)
+        self.quant = dict(weight=weight, activation=activation, rules=rules)
+        self.stages = stages
+        self.schedule = Schedule.from_config(stages)
+        self.scale_clip = scale_clip
+        self.model: Optional[nn.Module] = None
+        self.projection: Optional[ScaleClip] = None
+
+    def before_run(self, runner) -> None:
+        """Quantize the model, once; checkpoints are loaded after this."""
+        model = unwrap(runner.model)
+        if model is self.model:
+            return
+        self.model = model
+        _refuse_bypasses(runner)
+        if is_quantized_model(model) and hasattr(model, 'gdrq_plan'):
+            self._manage_built(model)
+        else:
+            self._quantize(runner, model)
+        runner.logger.info('mmgdrq: the quantization plan\n%s', model.gdrq_plan)
+
+    def before_train(self, runner) -> None:
+        """Enter the stage of the present epoch or iteration and attach Scale-Clip to the optimizers."""
+        if self.schedule.by_epoch and type(runner.train_loop).__name__ == 'IterBasedTrainLoop':
+            if self.stages is not None:
+                raise ConfigError(
+                    'GDRQHook.stages: this config trains by iterations; set by_epoch=False and give the begin '
+                    'of the stages in iterations'
+                )
+        if self.projection is None and self.scale_clip:
+            self.projection = ScaleClip(self.model)
+            for optimizer in optimizers_of(runner):
+                self.projection.attach(optimizer)
+        self._enter(runner)
+
+    def before_train_iter(self, runner, batch_idx: int, data_batch=None) -> None:
+        """Enter a new stage when its time has come."""
+        self._enter(runner)
+
+    def _manage_built(self, model: nn.Module) -> None:
+        given = [key for key, value in self.quant.items() if value]
+        if given:
+            raise ConfigError(
+                f'GDRQHook.{given[0]}: the model is built by mmgdrq.Quantized already; put it into model.quant'
+            )
+        if self.stages is None:
+            self.schedule = getattr(model, 'gdrq_schedule', self.schedule)
+        else:
+            model.gdrq_follow = True
+
+    def _quantize(self, runner, model: nn.Module) -> None:
+        if getattr(runner, '_has_loaded', False) or type(runner).__name__ == 'FlexibleRunner':
+            raise ConfigError(
+                f'GDRQHook: {type(runner).__name__} has built and loaded the model before hooks run. Use the '
+                "builder instead: model=dict(type='mmgdrq.Quantized', base_type=..., quant=dict(...))"
+            )
+        for key in ('weight', 'activation'):
+            if (self.quant[key] or {}).get('range') == 'learned':
+                raise ConfigError(
+                    f"GDRQHook.{key}: range='learned' adds parameters, but the optimizer exists before hooks "
+                    "run. Use the builder: model=dict(type='mmgdrq.Quantized', base_type=..., quant=dict(...))"
+                )
+        quantize(
+            model, **self.quant, stage=self.schedule.first, follow_checkpoint=self.stages is not None
+        )
+
+    def _enter(self, runner) -> None:
+        now = runner.epoch if self.schedule.by_epoch else runner.iter
+        stage, frozen = self.schedule.stage_at(now), self.schedule.frozen_at(now)
+        if stage != get_stage(self.model):
+            set_stage(self.model, stage)
+            runner.logger.info("mmgdrq: stage '%s' begins", stage)
+        if frozen and not getattr(self.model, 'gdrq_frozen', False):
+            runner.logger.info('mmgdrq: activation ranges and BN statistics are frozen from here on')
+        self.model.gdrq_frozen = frozen
+        if frozen:
+            freeze_batch_norm(self.model)
+        if self.projection is not None:
+            self.projection.enabled = stage not in UNCLIPPED_STAGES
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """The model inside a distributed wrapper."""
+    return model.module if is_model_wrapper(model) else model
+
+
+def optimizers_of(runner) -> list:
+    """All torch optimizers of a runner."""
+    wrapper = runner.optim_wrapper
+    wrappers = wrapper.values() if isinstance(wrapper, OptimWrapperDict) else [wrapper]
+    return [w.optimizer for w in wrappers]
+
+
+def freeze_batch_norm(model: nn.Module) -> None:
+    """Let all BN layers use their running statistics, and leave these as they are."""
+    for module in model.modules():
+        if isinstance(module, _BatchNorm):
+            module.eval()
+
+
+def _refuse_bypasses(runner) -> None:
+    if runner.cfg.get('efficient_conv_bn_eval'):
+        raise ConfigError(
+            'efficient_conv_bn_eval: it reads the float weights and would bypass quantization. Remove it '
+            'from the config'
+        )

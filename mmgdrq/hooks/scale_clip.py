@@ -1,0 +1,35 @@
+"""Scale-Clip of the weights as a hook of its own."""
+
+from mmengine.hooks import Hook
+
+from ..convert import is_quantized_model
+from ..errors import ConfigError
+from ..registry import HOOKS
+from ..scale_clip import ScaleClip
+from .gdrq import optimizers_of, unwrap
+
+
+@HOOKS.register_module()
+class ScaleClipHook(Hook):
+    """Project the weights of the quantized layers after every real optimizer step.
+
+    For models built by ``mmgdrq.Quantized`` or with registered ``mmgdrq.Conv2d`` layers; GDRQHook does the
+    same by itself.
+    """
+
+    priority = 'VERY_HIGH'
+
+    def before_train(self, runner) -> None:
+        """Attach the projection to the optimizers."""
+        model = unwrap(runner.model)
+        if not is_quantized_model(model):
+            raise ConfigError(
+                'ScaleClipHook: the model has no quantized layer. Use GDRQHook, or build the model with '
+                'mmgdrq.Quantized'
+            )
+        self.handles = [ScaleClip(model).attach(optimizer) for optimizer in optimizers_of(runner)]
+
+    def after_train(self, runner) -> None:
+        """Detach the projection."""
+        for handle in self.handles:
+            handle.remove()

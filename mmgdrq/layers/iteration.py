@@ -1,0 +1,66 @@
+"""What happens once a training iteration, for all quantizers of a model together.
+
+An iteration is one forward pass of the root module in training mode. Before it, the statistics of the
+last iteration become one step of every running threshold; during it, each quantizer adds up what it sees,
+however often a shared layer is called; after it, the sums of all ranks are added up in one collective.
+Recomputed forward passes (activation checkpointing) run after it and are not counted twice.
+"""
+
+from typing import Iterator, List
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from .base import is_quantized
+from .quantizer import ActivationQuantizer, WeightQuantizer
+
+
+def activation_quantizers(model: nn.Module) -> List[ActivationQuantizer]:
+    """All activation quantizers of ``model``, in module order, each once."""
+    return [m for m in model.modules() if isinstance(m, ActivationQuantizer)]
+
+
+def quantized_layers(model: nn.Module) -> Iterator[nn.Module]:
+    """All quantized layers of ``model``, in module order, each once."""
+    return (m for m in model.modules() if is_quantized(m))
+
+
+def manage(model: nn.Module) -> None:
+    """Let the forward pass of ``model`` define the iteration of the quantizers inside it."""
+    for quantizer in activation_quantizers(model):
+        quantizer.managed = True
+        quantizer.observing = False
+    model.register_forward_pre_hook(_begin)
+    model.register_forward_hook(_end)
+
+
+def _begin(model: nn.Module, args) -> None:
+    frozen = getattr(model, 'gdrq_frozen', False)
+    for quantizer in activation_quantizers(model):
+        quantizer.update()
+        quantizer.observing = model.training and not frozen
+    if model.training and not frozen:
+        _renew_searched(model)
+
+
+def _end(model: nn.Module, args, output) -> None:
+    quantizers = activation_quantizers(model)
+    for quantizer in quantizers:
+        quantizer.observing = False
+    if model.training and quantizers and dist.is_available() and dist.is_initialized():
+        _add_over_ranks(quantizers)
+
+
+def _renew_searched(model: nn.Module) -> None:
+    for layer in quantized_layers(model):
+        quantizer = layer.weight_quantizer
+        if isinstance(quantizer, WeightQuantizer) and quantizer.spec.range == 'search':
+            quantizer.renew(layer.weight)
+
+
+def _add_over_ranks(quantizers: List[ActivationQuantizer]) -> None:
+    sums = torch.stack([q.pending for q in quantizers])
+    dist.all_reduce(sums)
+    for quantizer, total in zip(quantizers, sums):
+        quantizer.pending.copy_(total)

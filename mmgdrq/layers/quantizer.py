@@ -1,0 +1,240 @@
+"""The state of a quantizer: ranges as buffers or parameters, around the pure functions of ``quant``."""
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import CheckpointError, QuantizationError
+from ..quant import (
+    ActivationSpec,
+    WeightSpec,
+    clip_activation,
+    collect,
+    fake_quantize_activation,
+    fake_quantize_learned,
+    fake_quantize_weight,
+    num_groups,
+    step_of,
+    threshold_of,
+    weight_range,
+    weight_step,
+)
+
+FLOAT, CLIP, QUANTIZE = 'float', 'clip', 'quantize'
+"""What a quantizer does: nothing, Scale-Clip without rounding (activations only), or quantize."""
+
+
+class _Quantizer(nn.Module):
+    """Shared part: the mode, and a ``format`` buffer by which a checkpoint is checked against the config."""
+
+    def __init__(self, spec, layout) -> None:
+        super().__init__()
+        self.spec = spec
+        self.mode = QUANTIZE
+        self.layer_name = ''
+        self.register_buffer('format', torch.tensor(layout, dtype=torch.float32))
+
+    def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
+        saved = state_dict.get(prefix + 'format')
+        if saved is not None and not torch.equal(saved.cpu().float(), self.format.cpu()):
+            raise CheckpointError(
+                f'{prefix[:-1]}: the checkpoint was quantized with {self.describe(saved)}, the config asks '
+                f'for {self.describe(self.format)}. Use the config it was trained with, or start from '
+                'its float weights'
+            )
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def extra_repr(self) -> str:
+        return f'{self.describe(self.format)}, range={self.spec.range}'
+
+
+class WeightQuantizer(_Quantizer):
+    """Fake-quantizes the weight of one layer, with one range a group of filters.
+
+    ``'mean'`` and ``'minmax'`` ranges follow the weight in every forward pass and have no state.
+    ``'search'`` keeps a buffer ``alpha`` of shape ``(G,)``, renewed once a training iteration;
+    ``'learned'`` has a parameter ``alpha``, which starts from a search.
+
+    Args:
+        spec: what to quantize to.
+        weight: the layer's weight, shape ``(O, ...)``.
+    """
+
+    def __init__(self, spec: WeightSpec, weight: Tensor) -> None:
+        k = spec.multiplier if spec.range == 'mean' else 0.0
+        super().__init__(spec, [spec.bits, spec.group_size, spec.narrow_range, k])
+        self.stateful = spec.range in ('search', 'learned')
+        if not self.stateful:
+            return
+        alpha = torch.zeros(num_groups(weight.shape[0], spec.group_size), device=weight.device)
+        if spec.range == 'learned':
+            self.alpha = nn.Parameter(alpha)
+        else:
+            self.register_buffer('alpha', alpha)
+        self.register_buffer('initialized', torch.tensor(False, device=weight.device))
+        self._ready = False
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """Return the fake-quantized weight, shape and dtype of ``weight``."""
+        if self.mode == FLOAT:
+            return weight
+        step = weight_step(weight, self.range_of(weight), self.spec)
+        if self.spec.range == 'learned':
+            return fake_quantize_learned(weight, step, self.spec.code_limits)
+        return fake_quantize_weight(weight, step, self.spec.code_limits)
+
+    def range_of(self, weight: Tensor) -> Tensor:
+        """Range alpha of every group, shape ``(G,)``."""
+        if not self.stateful:
+            return weight_range(weight, self.spec)
+        if not self.is_ready():
+            self.renew(weight)
+        return self.alpha
+
+    def is_ready(self) -> bool:
+        """Whether a searched or learned range has its first value."""
+        self._ready = self._ready or bool(self.initialized)
+        return self._ready
+
+    @torch.no_grad()
+    def renew(self, weight: Tensor) -> None:
+        """Search the range again for the present weight."""
+        self.alpha.copy_(weight_range(weight, self.spec))
+        self.initialized.fill_(True)
+
+    @staticmethod
+    def describe(layout: Tensor) -> str:
+        bits, group_size, narrow, k = layout.tolist()
+        text = f'bits={bits:.0f}, group_size={group_size:.0f}, narrow_range={bool(narrow)}'
+        return f'{text}, k={k:g}' if k else text
+
+
+class ActivationQuantizer(_Quantizer):
+    """Fake-quantizes the input of one layer with a running threshold.
+
+    Each training iteration adds the statistics of its calls to ``pending``; :meth:`update` turns them into
+    one step of the running threshold. The first batch that is not all zero calibrates.
+
+    Buffers: ``threshold`` (scalar T), ``signed``, ``initialized``.
+    """
+
+    def __init__(self, spec: ActivationSpec, device=None) -> None:
+        super().__init__(spec, [spec.bits])
+        self.observing = True
+        self.managed = False
+        self._ready = False
+        self._signed = False
+        threshold = torch.zeros((), device=device)
+        if spec.range == 'learned':
+            self.threshold = nn.Parameter(threshold)
+        else:
+            self.register_buffer('threshold', threshold)
+        self.register_buffer('signed', torch.tensor(spec.signed is True, device=device))
+        self.register_buffer('initialized', torch.tensor(False, device=device))
+        pending = torch.zeros(3, dtype=torch.float64, device=device)
+        self.register_buffer('pending', pending, persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the fake-quantized (or clipped) input, shape and dtype of ``x``."""
+        if self.mode == FLOAT or x.numel() == 0:
+            return x
+        if self.training and self.observing:
+            self.observe(x)
+        if not self.is_ready():
+            return self._without_range(x)
+        if self.mode == CLIP:
+            return clip_activation(x, self.threshold.detach(), self._signed)
+        levels, limits = self.spec.levels(self._signed), self.spec.code_limits(self._signed)
+        if self.spec.range == 'learned':
+            return fake_quantize_learned(x, step_of(self.threshold, levels), limits)
+        return fake_quantize_activation(x, self.threshold, levels, limits)
+
+    @torch.no_grad()
+    def observe(self, x: Tensor) -> None:
+        """Add the statistics of one call; the very first one sets the threshold at once."""
+        ready = self.is_ready()
+        if ready and self.spec.range == 'learned':
+            return
+        if not ready:
+            self._calibrate(x)
+            if not self.is_ready():
+                return
+        statistic = collect(x, self.spec, self._signed)
+        self.pending[:2].add_(statistic)
+        if not ready:
+            self.pending[2].add_(float(self._signed))
+        if not self.managed:
+            self.update()
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Turn the pending statistics into one step of the running threshold.
+
+        An iteration without elements, or with a non-finite statistic, leaves the threshold as it is.
+        """
+        if not self.is_ready() and not self._settle():
+            return
+        total, count, _ = self.pending
+        new = threshold_of(total / count.clamp(min=1), self.spec, self._signed)
+        usable = (count > 0) & torch.isfinite(new)
+        rate = torch.where(usable, self.spec.momentum, 0.0).float()
+        new = torch.where(usable, new, self.threshold)
+        self.threshold.add_((new - self.threshold) * rate)
+        self.pending.zero_()
+
+    def is_ready(self) -> bool:
+        """Whether there is a range; asks the device only until there is one."""
+        if not self._ready and bool(self.initialized):
+            self._ready, self._signed = True, bool(self.signed)
+        return self._ready
+
+    def _calibrate(self, x: Tensor) -> None:
+        lowest, highest = x.aminmax()
+        if not bool(torch.isfinite(highest - lowest)):
+            raise QuantizationError(
+                f'{self.layer_name or "a quantized layer"}: its first input is not finite, so it has no '
+                'range. Check the data, the learning rate and the layers before it'
+            )
+        if bool(highest == 0) and bool(lowest == 0):
+            return
+        signed = self.spec.signed
+        signed = bool(lowest < 0) if signed == 'auto' else signed
+        total, count = collect(x, self.spec, signed)
+        self._start(threshold_of(total / count, self.spec, signed), signed)
+
+    def _settle(self) -> bool:
+        """Take the first range from the other ranks, where this rank has seen no elements yet."""
+        total, count, negative = self.pending.tolist()
+        if count == 0:
+            return False
+        signed = self.spec.signed
+        signed = negative > 0 if signed == 'auto' else signed
+        self._start(threshold_of(self.pending[0] / count, self.spec, signed), signed)
+        return True
+
+    def _start(self, threshold: Tensor, signed: bool) -> None:
+        self.threshold.data.copy_(threshold)
+        self.signed.fill_(signed)
+        self.initialized.fill_(True)
+        self.is_ready()
+
+    def _without_range(self, x: Tensor) -> Tensor:
+        if self.training:
+            return x
+        raise QuantizationError(
+            f'{self.layer_name or "a quantized layer"}: its activation range was never set, so the quantized '
+            'model cannot be evaluated. Train at least one iteration, or load a checkpoint of the quantized '
+            'model (this one looks like a float checkpoint)'
+        )
+
+    def _save_to_state_dict(self, destination, prefix, keep_vars) -> None:
+        self.update()
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+
+    def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
+        super()._load_from_state_dict(state_dict, prefix, *args)
+        self._ready = False
+        self.pending.zero_()
+
+    @staticmethod
+    def describe(layout: Tensor) -> str:
+        return f'bits={layout.tolist()[0]:.0f}'

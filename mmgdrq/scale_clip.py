@@ -1,0 +1,39 @@
+"""Scale-Clip of the weights: a projection after every real optimizer step."""
+
+from torch import nn
+from torch.optim import Optimizer
+
+from .layers import WeightQuantizer, quantized_layers
+from .quant import scale_clip_
+
+
+class ScaleClip:
+    """Projects the weights of all quantized layers of a model to ``[-k mean|W_g|, k mean|W_g|]``.
+
+    Args:
+        model: a quantized model.
+
+    Attributes:
+        enabled: whether the projection happens.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self.enabled = True
+
+    def attach(self, optimizer: Optimizer):
+        """Project after every ``optimizer.step()`` that really happens; steps that a GradScaler skips and
+        iterations that only accumulate gradients do not project.
+
+        Returns:
+            A handle; ``handle.remove()`` ends it.
+        """
+        return optimizer.register_step_post_hook(lambda *_: self())
+
+    def __call__(self) -> None:
+        """Project now, if enabled."""
+        if not self.enabled:
+            return
+        for layer in quantized_layers(self.model):
+            if isinstance(layer.weight_quantizer, WeightQuantizer) and layer.weight.requires_grad:
+                scale_clip_(layer.weight.data, layer.weight_quantizer.spec)

@@ -1,0 +1,64 @@
+"""The stages of GDRQ: what the quantizers of a model do at present.
+
+``float`` -> ``reshape`` (Scale-Clip, no rounding) -> ``quantize_weight`` -> ``quantize``. The stage is a buffer
+of the model, so a checkpoint knows the stage it was saved in.
+"""
+
+import torch
+from torch import nn
+
+from .errors import ConfigError
+from .layers import CLIP, FLOAT, QUANTIZE, ActivationQuantizer, WeightQuantizer
+
+STAGES = ('float', 'reshape', 'quantize_weight', 'quantize')
+BUFFER = 'gdrq_stage'
+
+_MODES = {
+    'float': (FLOAT, FLOAT),
+    'reshape': (FLOAT, CLIP),
+    'quantize_weight': (QUANTIZE, CLIP),
+    'quantize': (QUANTIZE, QUANTIZE),
+}
+
+
+def init_stage(model: nn.Module, stage: str = 'quantize', follow: bool = False) -> None:
+    """Give a converted model its stage buffer.
+
+    Args:
+        model: root of the converted model.
+        stage: the stage it starts in.
+        follow: take over the stage of every checkpoint that is loaded. Without it the model stays in the
+            stage that its config asks for.
+    """
+    model.register_buffer(BUFFER, torch.tensor(STAGES.index(stage)))
+    model.gdrq_follow = follow
+    model.register_load_state_dict_post_hook(_after_load)
+    set_stage(model, stage)
+
+
+def set_stage(model: nn.Module, stage: str) -> None:
+    """Switch all quantizers of ``model`` to a stage.
+
+    Raises:
+        ConfigError: the stage is unknown.
+    """
+    if stage not in STAGES:
+        raise ConfigError(f'stage {stage!r} is unknown. Expected one of {", ".join(STAGES)}')
+    getattr(model, BUFFER).fill_(STAGES.index(stage))
+    model.gdrq_stage_name = stage
+    weight_mode, activation_mode = _MODES[stage]
+    for module in model.modules():
+        if isinstance(module, WeightQuantizer):
+            module.mode = weight_mode
+        elif isinstance(module, ActivationQuantizer):
+            module.mode = activation_mode
+
+
+def get_stage(model: nn.Module) -> str:
+    """The present stage of a converted model."""
+    return model.gdrq_stage_name
+
+
+def _after_load(model: nn.Module, incompatible_keys) -> None:
+    saved = STAGES[int(getattr(model, BUFFER))]
+    set_stage(model, saved if model.gdrq_follow else get_stage(model))
