@@ -45,8 +45,8 @@ CLASSES = tuple(str(digit) for digit in range(10))
 SPLIT_SHARES = (0.7, 0.1, 0.2)
 
 GLYPH_ZOOM = 8
-MIN_VISIBLE = 0.6
-MAX_BOX_IOU = 0.15
+MIN_VISIBLE = 0.7
+MAX_BOX_IOU = 0.1
 PLACE_TRIES = 25
 JPEG_QUALITY = 90
 
@@ -231,7 +231,7 @@ def stripes(size: int, rng: np.random.Generator) -> np.ndarray:
 def background(size: int, luma: float, rng: np.random.Generator) -> np.ndarray:
     """A background of about the given brightness: two colours mixed by noise and stripes."""
     texture = sum(smooth_noise(size, cells, rng) / cells**0.3 for cells in (2, 6, 18))
-    if rng.uniform() < 0.4:
+    if rng.uniform() < 0.3:
         texture = texture + rng.uniform(0.3, 0.9) * stripes(size, rng)
     mix = np.clip(0.5 + 0.35 * texture, 0, 1)[..., None]
     contrast = rng.uniform(8, 26)
@@ -242,7 +242,7 @@ def background(size: int, luma: float, rng: np.random.Generator) -> np.ndarray:
 
 def digit_luma(ground: float, rng: np.random.Generator) -> float:
     """A brightness that stands out from the ground: darker or lighter, as there is room."""
-    contrast = rng.uniform(75, 140)
+    contrast = rng.uniform(80, 150)
     lighter = rng.uniform() < 0.5
     if lighter and ground + contrast > 255:
         lighter = False
@@ -298,7 +298,7 @@ def paint(layers: list, size: int, rng: np.random.Generator) -> Scene:
         alpha = layer.alpha[..., None]
         image[layer.window] = image[layer.window] * (1 - alpha) + colour * alpha
         owner[layer.window][layer.alpha >= 0.5] = number
-    image += rng.normal(0, rng.uniform(1, 6), image.shape)
+    image += rng.normal(0, rng.uniform(1, 4), image.shape)
     pixels = np.clip(np.round(image), 0, 255).astype(np.uint8)
     return Scene(pixels, [layer.source for layer in layers], owner)
 

@@ -12,7 +12,6 @@ model = dict(
         base_channels=32,
         frozen_stages=-1,
         norm_eval=False,
-        norm_cfg=dict(type='BN', requires_grad=True),
         init_cfg=None,
     ),
     neck=dict(in_channels=[32, 64, 128, 256], out_channels=channels, num_outs=4),
@@ -25,15 +24,16 @@ model = dict(
     roi_head=dict(
         bbox_roi_extractor=dict(
             out_channels=channels,
-            finest_scale=20,
             roi_layer=dict(type='RoIAlign', output_size=7, sampling_ratio=1),
         ),
-        bbox_head=dict(in_channels=channels, fc_out_channels=256, num_classes=10),
+        bbox_head=dict(
+            in_channels=channels, fc_out_channels=256, num_classes=10, reg_class_agnostic=True
+        ),
     ),
     train_cfg=dict(
         rpn=dict(sampler=dict(num=64)),
         rpn_proposal=dict(nms_pre=300, max_per_img=100),
-        rcnn=dict(sampler=dict(num=64, pos_fraction=0.5)),
+        rcnn=dict(sampler=dict(num=48, pos_fraction=0.5)),
     ),
     test_cfg=dict(
         rpn=dict(nms_pre=300, max_per_img=100),
@@ -41,19 +41,19 @@ model = dict(
     ),
 )
 
-max_epochs = 3
+max_epochs = 4
 train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=max_epochs, val_interval=max_epochs)
 val_cfg = dict(type='ValLoop')
 test_cfg = dict(type='TestLoop')
 
 optim_wrapper = dict(
     type='OptimWrapper',
-    optimizer=dict(type='AdamW', lr=0.002, weight_decay=0.05),
+    optimizer=dict(type='AdamW', lr=0.0015, weight_decay=0.05),
     paramwise_cfg=dict(norm_decay_mult=0.0, bias_decay_mult=0.0),
     clip_grad=dict(max_norm=10, norm_type=2),
 )
 param_scheduler = [
-    dict(type='LinearLR', start_factor=0.05, by_epoch=False, begin=0, end=50),
+    dict(type='LinearLR', start_factor=0.05, by_epoch=False, begin=0, end=100),
     dict(
         type='CosineAnnealingLR',
         T_max=max_epochs,

@@ -1,5 +1,7 @@
 """From a trained quantized model to a deployable one."""
 
+from .artifact import is_deployed, load_folded, save_folded
 from .fold import fold
+from .verify import check_blocks, compare_blocks
 
-__all__ = ['fold']
+__all__ = ['check_blocks', 'compare_blocks', 'fold', 'is_deployed', 'load_folded', 'save_folded']

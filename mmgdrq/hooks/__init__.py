@@ -1,6 +1,7 @@
 """Hooks for mmengine's Runner, one a file."""
 
+from .checkpoint import CheckpointFitHook, DeployedModelHook
 from .gdrq import GDRQHook
 from .scale_clip import ScaleClipHook
 
-__all__ = ['GDRQHook', 'ScaleClipHook']
+__all__ = ['CheckpointFitHook', 'DeployedModelHook', 'GDRQHook', 'ScaleClipHook']

@@ -1,0 +1,243 @@
+"""A folded model on disk: ``manifest.json``, ``weights.safetensors`` and ``config.py`` in one directory.
+
+Weights are stored as packed integer codes at their real bit-width. There is no pickle. A directory is
+written beside its final place and renamed, so that a half-written one never has the final name.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any, Dict, Union
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from ..errors import CheckpointError
+from ..layers import is_quantized
+from ..quant import pack, unpack
+from .layers import become_folded
+
+FORMAT, VERSION = 'mmgdrq-folded', 1
+MANIFEST, WEIGHTS, CONFIG = 'manifest.json', 'weights.safetensors', 'config.py'
+
+PathLike = Union[str, Path]
+
+
+def save_folded(folded: nn.Module, out: PathLike, config: str = '') -> Path:
+    """Write a folded model.
+
+    Args:
+        folded: result of :func:`mmgdrq.fold`.
+        out: directory; an earlier deployed model there is replaced, anything else is an error.
+        config: text of the config that builds the quantized model.
+
+    Returns:
+        The directory.
+
+    Raises:
+        CheckpointError: ``out`` exists and is not a deployed model.
+    """
+    out = Path(out)
+    if out.exists() and not is_deployed(out):
+        raise CheckpointError(f'{out}: exists and is not a deployed model, so it is not replaced. Choose another --out')
+    out.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f'.{out.name}.', dir=out.parent))
+    try:
+        save_file(_tensors_of(folded), str(temporary / WEIGHTS))
+        (temporary / CONFIG).write_text(config)
+        manifest = {
+            'format': FORMAT,
+            'version': VERSION,
+            'sha256': _sha256(temporary / WEIGHTS),
+            'layers': _layers_of(folded),
+        }
+        (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1))
+        temporary.chmod(0o755)
+        _flush(temporary)
+        _replace(temporary, out)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return out
+
+
+def is_deployed(path: PathLike) -> bool:
+    """Whether ``path`` is a directory with a manifest."""
+    return (Path(path) / MANIFEST).is_file()
+
+
+def load_folded(model: nn.Module, path: PathLike) -> nn.Module:
+    """Turn a quantized model into the folded one of a directory, in place.
+
+    Args:
+        model: the quantized model that the deployed model's config builds.
+        path: directory that :func:`save_folded` wrote.
+
+    Raises:
+        CheckpointError: the directory is incomplete, altered or newer, or does not fit the model. The model is
+            not changed then.
+    """
+    path = Path(path)
+    manifest = read_manifest(path)
+    tensors = _read_tensors(path, manifest)
+    layers = {name: layer for name, layer in model.named_modules() if is_quantized(layer)}
+    _check_fit(path, layers, manifest['layers'])
+    weights = {name: _weight_of(path, name, entry, tensors) for name, entry in manifest['layers'].items()}
+    for name, entry in manifest['layers'].items():
+        become_folded(layers[name], entry)
+        _adopt_norm_affine(model, entry['norm'], tensors)
+    state = {**tensors, **{f'{name}.weight': value for name, value in weights.items()}}
+    state.update({alias: state[key] for alias, key in _alias_keys(model).items() if key in state})
+    _check_state(path, model.state_dict(), state)
+    model.load_state_dict(state)
+    model.gdrq_folded = manifest['layers']
+    return model.eval()
+
+
+def read_manifest(path: PathLike) -> Dict[str, Any]:
+    """Read and check the manifest of a deployed model.
+
+    Raises:
+        CheckpointError: it is missing, not readable, of another format or of a newer version.
+    """
+    file = Path(path) / MANIFEST
+    try:
+        manifest = json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f'{file}: cannot be read as the manifest of a deployed model ({error}). Write it again with '
+            'tools/deploy.py'
+        ) from None
+    if not isinstance(manifest, dict) or manifest.get('format') != FORMAT:
+        raise CheckpointError(f'{file}: is not the manifest of a deployed model (format {FORMAT!r} expected)')
+    if manifest.get('version') != VERSION:
+        raise CheckpointError(
+            f'{file}: has version {manifest.get("version")}, this mmgdrq reads version {VERSION}. Update mmgdrq, '
+            'or write the model again with tools/deploy.py'
+        )
+    return manifest
+
+
+def stored_bytes(path: PathLike) -> int:
+    """Size of a deployed model on disk, in bytes."""
+    return sum(file.stat().st_size for file in Path(path).iterdir())
+
+
+def _tensors_of(folded: nn.Module) -> Dict[str, Tensor]:
+    aliases = _alias_keys(folded)
+    tensors = {name: t.detach().cpu().contiguous().clone() for name, t in folded.state_dict().items()}
+    for name, entry in folded.gdrq_folded.items():
+        if entry['weight_bits'] <= 8:
+            codes = tensors[f'{name}.weight']
+            tensors[f'{name}.weight'] = pack(codes, entry['weight_bits'], entry['weight_lowest'])
+    return {key: t for key, t in tensors.items() if aliases.get(key, key) == key}
+
+
+def _layers_of(folded: nn.Module) -> Dict[str, Any]:
+    modules = dict(folded.named_modules())
+    return {
+        name: {**entry, 'shape': list(modules[name].weight.shape)}
+        for name, entry in folded.gdrq_folded.items()
+    }
+
+
+def _alias_keys(model: nn.Module) -> Dict[str, str]:
+    """State key under any name of a folded layer -> the key under its first name."""
+    first = {id(module): name for name, module in reversed(list(model.named_modules()))}
+    keys = {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        if hasattr(module, 'input_codes'):
+            for key in module.state_dict():
+                keys[f'{name}.{key}'] = f'{first[id(module)]}.{key}'
+    return keys
+
+
+def _read_tensors(path: Path, manifest: Dict[str, Any]) -> Dict[str, Tensor]:
+    file = path / WEIGHTS
+    if not file.is_file() or _sha256(file) != manifest.get('sha256'):
+        raise CheckpointError(
+            f'{file}: is missing, truncated or altered (its checksum is not that of the manifest). Write it '
+            'again with tools/deploy.py'
+        )
+    try:
+        return load_file(str(file))
+    except SafetensorError as error:
+        raise CheckpointError(f'{file}: cannot be read ({error})') from None
+
+
+def _weight_of(path: Path, name: str, entry: Dict[str, Any], tensors: Dict[str, Tensor]) -> Tensor:
+    key = f'{name}.weight'
+    if key not in tensors:
+        raise CheckpointError(f'{path}: the weight of {name} is missing')
+    if entry['weight_bits'] > 8:
+        return tensors[key]
+    try:
+        return unpack(tensors[key], entry['weight_bits'], entry['weight_lowest'], entry['shape']).float()
+    except ValueError as error:
+        raise CheckpointError(f'{path}: the weight of {name} is damaged: {error}') from None
+
+
+def _check_fit(path: Path, layers: Dict[str, nn.Module], entries: Dict[str, Any]) -> None:
+    different = sorted(set(layers) ^ set(entries))
+    if different:
+        raise CheckpointError(
+            f'{path}: it was made from another config: {different[0]} is quantized in only one of model and '
+            f'manifest ({len(different)} such layers). Use its own {CONFIG}'
+        )
+    for name, entry in entries.items():
+        shape = list(layers[name].weight.shape)
+        bits = [getattr(q, 'spec', None) for q in (layers[name].weight_quantizer, layers[name].activation_quantizer)]
+        asked = [32 if spec is None else spec.bits for spec in bits]
+        stored = [entry['weight_bits'], entry['input_bits']]
+        if shape != entry['shape'] or asked != stored:
+            raise CheckpointError(
+                f'{path}: {name} has shape {entry["shape"]} and {stored} bits (weight, input), the config '
+                f'builds shape {shape} and {asked} bits. Use its own {CONFIG}'
+            )
+
+
+def _adopt_norm_affine(model: nn.Module, norm: str, tensors: Dict[str, Tensor]) -> None:
+    """A BN without affine parameters got them by folding."""
+    if norm and f'{norm}.weight' in tensors and model.get_submodule(norm).weight is None:
+        module = model.get_submodule(norm)
+        module.weight = nn.Parameter(torch.ones_like(module.running_mean))
+        module.bias = nn.Parameter(torch.zeros_like(module.running_mean))
+
+
+def _check_state(path: Path, expected: Dict[str, Tensor], state: Dict[str, Tensor]) -> None:
+    different = sorted(set(expected) ^ set(state))
+    if different:
+        raise CheckpointError(f'{path}: tensor {different[0]} is in only one of model and file. Use its own {CONFIG}')
+    for key, tensor in expected.items():
+        if tensor.shape != state[key].shape:
+            raise CheckpointError(
+                f'{path}: {key} has shape {tuple(state[key].shape)}, the config builds {tuple(tensor.shape)}'
+            )
+
+
+def _sha256(file: Path) -> str:
+    digest = hashlib.sha256()
+    with open(file, 'rb') as stream:
+        for block in iter(lambda: stream.read(1 << 20), b''):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _flush(directory: Path) -> None:
+    for file in directory.iterdir():
+        with open(file, 'rb') as stream:
+            os.fsync(stream.fileno())
+
+
+def _replace(new: Path, final: Path) -> None:
+    if not final.exists():
+        os.rename(new, final)
+        return
+    old = Path(tempfile.mkdtemp(prefix=f'.{final.name}.old.', dir=final.parent))
+    os.rename(final, old / 'model')
+    os.rename(new, final)
+    shutil.rmtree(old, ignore_errors=True)
