@@ -202,7 +202,7 @@ def _prediction_layers(model, candidates) -> List[str]:
     if not heads:
         return found or candidates[-1:]
     for head in heads:
-        own = [name for name in candidates if name.startswith(head + '.')]
+        own = [name for name in candidates if name.split('.')[0] == head]
         if not any(name in found for name in own):
             found.append(own[-1])
     return found

@@ -1,8 +1,10 @@
 """The digits dataset: reproducible, consistent, readable by OpenMMLab, safely written."""
 
+import importlib
 import importlib.util
 import json
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -10,6 +12,7 @@ import cv2
 import numpy as np
 import pytest
 from mmengine.config import Config
+from mmengine.registry import DATASETS, DefaultScope
 from pycocotools import mask as coco_mask
 
 REPO = Path(__file__).resolve().parents[1]
@@ -25,10 +28,10 @@ TINY = {
 
 
 def load_tool():
-    """Import the tool from its file, under a name by which worker processes find it, too."""
+    """Import the tool from its file."""
     spec = importlib.util.spec_from_file_location('make_digits', REPO / 'tools' / 'make_digits.py')
     module = importlib.util.module_from_spec(spec)
-    sys.modules['make_digits'] = module
+    sys.modules[spec.name] = module
     spec.loader.exec_module(module)
     return module
 
@@ -62,12 +65,17 @@ def instances(folder: Path) -> list:
     ]
 
 
-def dataset_config(name: str, folder: Path) -> Config:
-    """A dataset config of the repository, reading the given folder."""
-    config = Config.fromfile(REPO / 'configs' / '_base_' / 'datasets' / f'digits_{name}.py')
-    for split in SPLITS:
-        config[f'{split}_dataloader'].dataset.data_root = f'{folder}/'
-    return config
+def load_dataset(task: str, scope: str, folder: Path, split: str, with_mask: bool = False):
+    """The samples and the classes of a dataset config of the repository, read from a folder."""
+    config = Config.fromfile(REPO / 'configs' / '_base_' / 'datasets' / f'digits_{task}.py')
+    config = config[f'{split}_dataloader'].dataset
+    config.data_root = f'{folder}/'
+    if with_mask:
+        config.pipeline[1].with_mask = True
+    importlib.import_module(f'{scope}.utils').register_all_modules(init_default_scope=False)
+    with DefaultScope.overwrite_default_scope(scope):
+        dataset = DATASETS.build(config)
+        return list(dataset), tuple(dataset.metainfo['classes'])
 
 
 @pytest.fixture(scope='module')
@@ -78,7 +86,8 @@ def digits(tmp_path_factory) -> Path:
 
 
 def test_any_number_of_processes_writes_the_same_bytes(digits, tmp_path):
-    assert tool.main(command(tmp_path / 'again', workers=2)) == 0
+    arguments = command(tmp_path / 'again', workers=2)
+    subprocess.run([sys.executable, tool.__file__, *arguments], check=True, timeout=120)
     assert contents(tmp_path / 'again') == contents(digits)
 
 
@@ -153,19 +162,13 @@ def test_every_scan_can_be_rendered(size):
 
 
 def test_mmdet_reads_the_scenes(digits):
-    from mmdet.registry import DATASETS
-    from mmdet.utils import register_all_modules
-
-    register_all_modules()
-    config = dataset_config('detection', digits)
-    config.train_dataloader.dataset.pipeline[1].with_mask = True
-    dataset = DATASETS.build(config.train_dataloader.dataset)
-    assert len(dataset) == TINY['train']
-    assert dataset.metainfo['classes'] == tool.CLASSES
+    samples, classes = load_dataset('detection', 'mmdet', digits, 'train', with_mask=True)
+    assert len(samples) == TINY['train']
+    assert classes == tool.CLASSES
     by_image = {}
     for annotation in coco(digits, 'train')['annotations']:
         by_image.setdefault(annotation['image_id'], []).append(annotation)
-    for sample in dataset:
+    for sample in samples:
         truth = sample['data_samples'].gt_instances
         wanted = by_image[sample['data_samples'].img_id]
         assert tuple(sample['inputs'].shape) == (3, 128, 128)
@@ -174,28 +177,20 @@ def test_mmdet_reads_the_scenes(digits):
 
 
 def test_mmseg_reads_the_maps(digits):
-    from mmseg.registry import DATASETS
-    from mmseg.utils import register_all_modules
-
-    register_all_modules()
-    dataset = DATASETS.build(dataset_config('segmentation', digits).test_dataloader.dataset)
-    assert len(dataset) == TINY['test']
-    labels = np.concatenate(
-        [np.unique(sample['data_samples'].gt_sem_seg.data) for sample in dataset]
-    )
+    samples, classes = load_dataset('segmentation', 'mmseg', digits, 'test')
+    assert len(samples) == TINY['test']
+    assert classes == ('background', *tool.CLASSES)
+    labels = [np.unique(sample['data_samples'].gt_sem_seg.data) for sample in samples]
     digits_there = {a['category_id'] for a in coco(digits, 'test')['annotations']}
-    assert set(labels.tolist()) == {0} | digits_there
+    assert set(np.concatenate(labels).tolist()) == {0} | digits_there
 
 
 def test_mmpretrain_reads_the_crops(digits):
-    from mmpretrain.registry import DATASETS
-    from mmpretrain.utils import register_all_modules
-
-    register_all_modules()
-    dataset = DATASETS.build(dataset_config('classification', digits).test_dataloader.dataset)
-    labels = [int(sample['data_samples'].gt_label) for sample in dataset]
+    samples, classes = load_dataset('classification', 'mmpretrain', digits, 'test')
+    assert classes == tool.CLASSES
+    labels = [int(sample['data_samples'].gt_label) for sample in samples]
     assert sorted(labels) == sorted(index % 10 for index in range(TINY['crops_test']))
-    assert tuple(dataset[0]['inputs'].shape) == (3, 32, 32)
+    assert tuple(samples[0]['inputs'].shape) == (3, 32, 32)
 
 
 def test_counts_are_in_the_manifest(digits):

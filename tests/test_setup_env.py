@@ -136,9 +136,9 @@ def test_partial_installs_are_discarded(setup_env, tmp_path):
 
 def test_only_one_set_up_at_a_time(environment):
     environment.state.mkdir(parents=True)
-    with environment.lock(), (environment.state / 'lock').open('w') as other:
-        with pytest.raises(BlockingIOError):
-            fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    lock = environment.state / 'lock'
+    with environment.lock(), lock.open('w') as other, pytest.raises(BlockingIOError):
+        fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def test_ci_key_depends_on_the_files_and_not_on_the_place(setup_env, tmp_path, monkeypatch):
@@ -172,6 +172,8 @@ def test_every_release_is_pinned_once():
 def test_preflight_names_everything_that_is_missing(setup_env, tmp_path, monkeypatch):
     monkeypatch.setenv('CXX', 'no-such-compiler')
     monkeypatch.setattr(setup_env, 'check_headers', lambda: 'no headers')
+    for fulfilled in ('check_python', 'check_libraries'):
+        monkeypatch.setattr(setup_env, fulfilled, lambda: None)
     monkeypatch.setattr(setup_env.shutil, 'disk_usage', lambda path: SimpleNamespace(free=10**8))
     steps = setup_env.Environment(tmp_path / 'venv').steps()
     with pytest.raises(setup_env.SetupError) as error:

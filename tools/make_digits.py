@@ -416,7 +416,8 @@ def run_tasks(folder: Path, args: DigitsArgs, tasks: list, workers: int) -> list
 
         if workers == 1:
             return collect(map(run, tasks))
-        with multiprocessing.Pool(workers, initializer=cv2.setNumThreads, initargs=(1,)) as pool:
+        # not fork: a copy of a process in which OpenCV already has threads waits for them forever
+        with multiprocessing.get_context('spawn').Pool(workers, cv2.setNumThreads, (1,)) as pool:
             return collect(pool.imap(run, tasks, chunksize=32))
 
 

@@ -263,7 +263,7 @@ class Environment:
             run(self.python, '-c', LOAD_MMCV_OPS, **quiet)
             return
         except SetupError:
-            say('  no wheel fits; building it from source takes about 7 minutes on 2 cores')
+            say('  no wheel fits; building it from source takes about 8 minutes on 2 cores')
         env = {'FORCE_CUDA': '0', 'MAX_JOBS': str(os.cpu_count() or 1), **os.environ}
         env['CFLAGS'] = '-g0 -O2'  # debug symbols would take most of the time and of the disk
         env['PATH'] = f'{self.python.parent}{os.pathsep}{env["PATH"]}'  # for ninja
@@ -281,7 +281,7 @@ class Environment:
         run(self.python, '-W', 'ignore', '-c', TRY_ALL)
 
     def install_project(self):
-        options = ('--quiet', '--no-deps', '--no-build-isolation')
+        options = ('-qq', '--no-deps', '--no-build-isolation')
         run(*self.pip_install(*options, '--editable', ROOT))
 
     def stamp(self, step):

@@ -27,7 +27,11 @@ model = dict(
             roi_layer=dict(type='RoIAlign', output_size=7, sampling_ratio=1),
         ),
         bbox_head=dict(
-            in_channels=channels, fc_out_channels=256, num_classes=10, reg_class_agnostic=True
+            in_channels=channels,
+            fc_out_channels=256,
+            num_classes=10,
+            reg_class_agnostic=True,
+            loss_bbox=dict(loss_weight=2.0),
         ),
     ),
     train_cfg=dict(
@@ -48,9 +52,9 @@ test_cfg = dict(type='TestLoop')
 
 optim_wrapper = dict(
     type='OptimWrapper',
-    optimizer=dict(type='AdamW', lr=0.0015, weight_decay=0.05),
+    optimizer=dict(type='AdamW', lr=0.002, weight_decay=0.05),
     paramwise_cfg=dict(norm_decay_mult=0.0, bias_decay_mult=0.0),
-    clip_grad=dict(max_norm=10, norm_type=2),
+    clip_grad=dict(max_norm=35, norm_type=2),
 )
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.05, by_epoch=False, begin=0, end=100),

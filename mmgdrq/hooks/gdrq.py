@@ -10,6 +10,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..convert import is_quantized_model, quantize
 from ..errors import ConfigError, unknown_key
+from ..policy import make_plan
 from ..registry import HOOKS
 from ..scale_clip import ScaleClip
 from ..schedule import Schedule
@@ -106,14 +107,19 @@ class GDRQHook(Hook):
                 f'GDRQHook: {type(runner).__name__} has built and loaded the model before hooks run. Use the '
                 "builder instead: model=dict(type='mmgdrq.Quantized', base_type=..., quant=dict(...))"
             )
-        for key in ('weight', 'activation'):
-            if (self.quant[key] or {}).get('range') == 'learned':
-                raise ConfigError(
-                    f"GDRQHook.{key}: range='learned' adds parameters, but the optimizer exists before hooks "
-                    "run. Use the builder: model=dict(type='mmgdrq.Quantized', base_type=..., quant=dict(...))"
-                )
+        for row in make_plan(model, **self.quant).quantized:
+            for key, spec in (('weight', row.weight), ('activation', row.activation)):
+                if spec.enabled and spec.range == 'learned':
+                    raise ConfigError(
+                        f"GDRQHook: range='learned' for the {key} of '{row.name}' adds parameters, but the "
+                        'optimizer exists before hooks run. Use the builder: '
+                        "model=dict(type='mmgdrq.Quantized', base_type=..., quant=dict(...))"
+                    )
         quantize(
-            model, **self.quant, stage=self.schedule.first, follow_checkpoint=self.stages is not None
+            model,
+            **self.quant,
+            stage=self.schedule.first,
+            follow_checkpoint=self.stages is not None,
         )
 
     def _enter(self, runner) -> None:
@@ -123,7 +129,9 @@ class GDRQHook(Hook):
             set_stage(self.model, stage)
             runner.logger.info("mmgdrq: stage '%s' begins", stage)
         if frozen and not getattr(self.model, 'gdrq_frozen', False):
-            runner.logger.info('mmgdrq: activation ranges and BN statistics are frozen from here on')
+            runner.logger.info(
+                'mmgdrq: activation ranges and BN statistics are frozen from here on'
+            )
         self.model.gdrq_frozen = frozen
         if frozen:
             freeze_batch_norm(self.model)

@@ -48,8 +48,12 @@ def _end(model: nn.Module, args, output) -> None:
     quantizers = activation_quantizers(model)
     for quantizer in quantizers:
         quantizer.observing = False
-    if model.training and quantizers and dist.is_available() and dist.is_initialized():
+    if not model.training or not quantizers:
+        return
+    if dist.is_available() and dist.is_initialized():
         _add_over_ranks(quantizers)
+    for quantizer in quantizers:
+        quantizer.settle()
 
 
 def _renew_searched(model: nn.Module) -> None:

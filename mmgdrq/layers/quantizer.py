@@ -112,7 +112,8 @@ class ActivationQuantizer(_Quantizer):
     """Fake-quantizes the input of one layer with a running threshold.
 
     Each training iteration adds the statistics of its calls to ``pending``; :meth:`update` turns them into
-    one step of the running threshold. The first batch that is not all zero calibrates.
+    one step of the running threshold. The first call that is not all zero calibrates; at the end of its
+    iteration :meth:`settle` replaces that range by the one of all calls and ranks.
 
     Buffers: ``threshold`` (scalar T), ``signed``, ``initialized``.
     """
@@ -122,6 +123,7 @@ class ActivationQuantizer(_Quantizer):
         self.observing = True
         self.managed = False
         self._ready = False
+        self._fresh = False
         self._signed = False
         threshold = torch.zeros((), device=device)
         if spec.range == 'learned':
@@ -137,7 +139,7 @@ class ActivationQuantizer(_Quantizer):
         """Return the fake-quantized (or clipped) input, shape and dtype of ``x``."""
         if self.mode == FLOAT or x.numel() == 0:
             return x
-        if self.training and self.observing:
+        if self._is_observing():
             self.observe(x)
         if not self.is_ready():
             return self._without_range(x)
@@ -152,16 +154,17 @@ class ActivationQuantizer(_Quantizer):
     def observe(self, x: Tensor) -> None:
         """Add the statistics of one call; the very first one sets the threshold at once."""
         ready = self.is_ready()
-        if ready and self.spec.range == 'learned':
+        if ready and not self._fresh and self.spec.range == 'learned':
             return
         if not ready:
             self._calibrate(x)
             if not self.is_ready():
                 return
+            self._fresh = True
         statistic = collect(x, self.spec, self._signed)
         self.pending[:2].add_(statistic)
-        if not ready:
-            self.pending[2].add_(float(self._signed))
+        if self._fresh:
+            self.pending[2].add_(float(x.amin() < 0))
         if not self.managed:
             self.update()
 
@@ -171,7 +174,8 @@ class ActivationQuantizer(_Quantizer):
 
         An iteration without elements, or with a non-finite statistic, leaves the threshold as it is.
         """
-        if not self.is_ready() and not self._settle():
+        if self._fresh or not self.is_ready():
+            self.settle()
             return
         total, count, _ = self.pending
         new = threshold_of(total / count.clamp(min=1), self.spec, self._signed)
@@ -181,11 +185,33 @@ class ActivationQuantizer(_Quantizer):
         self.threshold.add_((new - self.threshold) * rate)
         self.pending.zero_()
 
+    @torch.no_grad()
+    def settle(self) -> None:
+        """Take the first range from all calls of the iteration, and from the other ranks.
+
+        Also for a rank that has seen no elements yet. Does nothing in later iterations.
+        """
+        if self.is_ready() and not self._fresh:
+            return
+        _, count, negative = self.pending.tolist()
+        if count == 0:
+            return
+        signed = self.spec.signed
+        signed = negative > 0 if signed == 'auto' else signed
+        self._start(threshold_of(self.pending[0] / count, self.spec, signed), signed)
+        self._fresh = False
+        self.pending.zero_()
+
     def is_ready(self) -> bool:
         """Whether there is a range; asks the device only until there is one."""
         if not self._ready and bool(self.initialized):
             self._ready, self._signed = True, bool(self.signed)
         return self._ready
+
+    def _is_observing(self) -> bool:
+        # In a managed model the root decides: a frozen backbone stage is in eval mode while the model
+        # trains (frozen_stages of OpenMMLab), and needs ranges as well.
+        return self.observing and (self.managed or self.training)
 
     def _calibrate(self, x: Tensor) -> None:
         lowest, highest = x.aminmax()
@@ -201,24 +227,14 @@ class ActivationQuantizer(_Quantizer):
         total, count = collect(x, self.spec, signed)
         self._start(threshold_of(total / count, self.spec, signed), signed)
 
-    def _settle(self) -> bool:
-        """Take the first range from the other ranks, where this rank has seen no elements yet."""
-        total, count, negative = self.pending.tolist()
-        if count == 0:
-            return False
-        signed = self.spec.signed
-        signed = negative > 0 if signed == 'auto' else signed
-        self._start(threshold_of(self.pending[0] / count, self.spec, signed), signed)
-        return True
-
     def _start(self, threshold: Tensor, signed: bool) -> None:
         self.threshold.data.copy_(threshold)
         self.signed.fill_(signed)
         self.initialized.fill_(True)
-        self.is_ready()
+        self._ready, self._signed = True, signed
 
     def _without_range(self, x: Tensor) -> Tensor:
-        if self.training:
+        if self.training or self._is_observing():
             return x
         raise QuantizationError(
             f'{self.layer_name or "a quantized layer"}: its activation range was never set, so the quantized '
@@ -232,7 +248,7 @@ class ActivationQuantizer(_Quantizer):
 
     def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
         super()._load_from_state_dict(state_dict, prefix, *args)
-        self._ready = False
+        self._ready = self._fresh = False
         self.pending.zero_()
 
     @staticmethod
