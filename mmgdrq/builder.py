@@ -1,6 +1,7 @@
 """``mmgdrq.Quantized``: build any registered model and quantize it, from one flat config."""
 
-from typing import Any, Mapping, Optional
+from collections.abc import Mapping
+from typing import Any, Optional
 
 from mmengine.registry import MODELS as MMENGINE_MODELS
 from torch import nn

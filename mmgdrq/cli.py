@@ -4,7 +4,8 @@ import argparse
 import os
 import os.path as osp
 import sys
-from typing import Any, Callable, Iterator, List, Tuple
+from collections.abc import Iterator
+from typing import Any, Callable
 
 from mmengine.config import Config, DictAction
 from mmengine.registry import RUNNERS
@@ -117,10 +118,10 @@ def _fail(error: Exception) -> int:
     return 2
 
 
-def _datasets(loader: Any, where: str) -> Iterator[Tuple[str, Any]]:
+def _datasets(loader: Any, where: str) -> Iterator[tuple[str, Any]]:
     if not isinstance(loader, dict) or 'dataset' not in loader:
         return
-    pending: List[Tuple[str, Any]] = [(where, loader['dataset'])]
+    pending: list[tuple[str, Any]] = [(where, loader['dataset'])]
     while pending:
         where, dataset = pending.pop()
         inner = dataset.get('datasets') or ([dataset['dataset']] if 'dataset' in dataset else [])
@@ -130,7 +131,7 @@ def _datasets(loader: Any, where: str) -> Iterator[Tuple[str, Any]]:
         pending += zip(names, inner)
 
 
-def _paths(dataset: Any) -> List[str]:
+def _paths(dataset: Any) -> list[str]:
     root = dataset.get('data_root') or ''
     prefix = dataset.get('data_prefix') or {}
     parts = [dataset.get('ann_file')]

@@ -5,7 +5,7 @@ This adds exactly those to torch's allow-list; ``weights_only`` stays on. ``geta
 pickle stores HistoryBuffer's methods, is allowed in a restricted form only.
 """
 
-from typing import Any, Callable, List, Tuple
+from typing import Any, Callable
 
 import numpy as np
 import torch
@@ -31,10 +31,10 @@ def allow_mmengine_checkpoints() -> None:
         torch.serialization.add_safe_globals(_allowed())
 
 
-def _allowed() -> List[Any]:
+def _allowed() -> list[Any]:
     numpy_core = getattr(np, '_core', None) or np.core
     functions = numpy_core.multiarray._reconstruct, numpy_core.multiarray.scalar
-    named: List[Tuple[Any, str]] = [(restricted_getattr, 'builtins.getattr')]
+    named: list[tuple[Any, str]] = [(restricted_getattr, 'builtins.getattr')]
     for package in ('numpy.core.multiarray', 'numpy._core.multiarray'):
         named += [(function, f'{package}.{function.__name__}') for function in functions]
     dtypes = [value for name, value in vars(getattr(np, 'dtypes', object)).items() if name.endswith('DType')]

@@ -1,6 +1,7 @@
 """Turn a float model into a quantized one, in place."""
 
-from typing import Any, List, Mapping, Optional, Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any, Optional
 
 from torch import nn
 
@@ -70,13 +71,9 @@ def check_not_empty(plan: Plan) -> None:
         raise ConfigError(f'model: nothing would be quantized ({reasons})')
 
 
-def quantization_keys(state_dict: Mapping[str, Any], prefix: str = '') -> List[str]:
+def quantization_keys(state_dict: Mapping[str, Any], prefix: str = '') -> list[str]:
     """Keys of a state dict that belong to quantizers."""
-    return [
-        key
-        for key in state_dict
-        if key.startswith(prefix) and any(part in '.' + key for part in _QUANTIZER_KEYS)
-    ]
+    return [key for key in state_dict if key.startswith(prefix) and any(part in '.' + key for part in _QUANTIZER_KEYS)]
 
 
 def _check_state(model, state_dict, prefix, *_) -> None:

@@ -4,7 +4,8 @@ Every message says what was wrong, where (layer or config key), what was expecte
 """
 
 import difflib
-from typing import Iterable, Optional
+from collections.abc import Iterable
+from typing import Optional
 
 
 class MMGDRQError(Exception):

@@ -1,9 +1,10 @@
 """Which layer is quantized to what, and why the rest is not. Reads a model and never changes it."""
 
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
+from typing import Any, Optional
 
 from torch import nn
 
@@ -17,7 +18,7 @@ EDGE_BITS = 8
 RULE_KEYS = ('pattern', 'kind', 'weight', 'activation', 'skip')
 KINDS = ('conv', 'linear')
 
-REPLACEMENTS: Dict[str, Tuple[str, type]] = {
+REPLACEMENTS: dict[str, tuple[str, type]] = {
     'torch.nn.modules.conv.Conv2d': ('conv', Conv2d),
     'torch.nn.modules.linear.Linear': ('linear', Linear),
     'mmcv.cnn.bricks.wrappers.Conv2d': ('conv', Conv2d),
@@ -61,7 +62,7 @@ class PlanRow:
         return self.weight is not None
 
 
-class Plan(List[PlanRow]):
+class Plan(list[PlanRow]):
     """The rows of all weight layers of a model; ``str(plan)`` is a table."""
 
     def __str__(self) -> str:
@@ -73,7 +74,7 @@ class Plan(List[PlanRow]):
         return '\n'.join([*lines, self.summary()])
 
     @property
-    def quantized(self) -> List[PlanRow]:
+    def quantized(self) -> list[PlanRow]:
         """The rows that are quantized."""
         return [row for row in self if row.quantized]
 
@@ -119,7 +120,7 @@ def make_plan(
     return Plan(_row(name, layer, *decisions[name]) for name, layer in layers.items())
 
 
-def weight_layers(model: nn.Module) -> Dict[str, nn.Module]:
+def weight_layers(model: nn.Module) -> dict[str, nn.Module]:
     """Qualified name -> module, for all layers with a weight of two or more dimensions, each module once.
 
     Normalisation layers, whose weight is a vector, and pure embeddings are not weight layers.
@@ -134,7 +135,7 @@ def weight_layers(model: nn.Module) -> Dict[str, nn.Module]:
     return layers
 
 
-def replacement(layer: nn.Module) -> Optional[Tuple[str, type]]:
+def replacement(layer: nn.Module) -> Optional[tuple[str, type]]:
     """Kind and quantized class for a float layer, or None where there is none."""
     return REPLACEMENTS.get(f'{type(layer).__module__}.{type(layer).__qualname__}')
 
@@ -186,7 +187,7 @@ def why_float(layer: nn.Module) -> str:
     return ''
 
 
-def _image_layers(layers, candidates) -> List[str]:
+def _image_layers(layers, candidates) -> list[str]:
     if not candidates:
         return []
     first = layers[candidates[0]]
@@ -196,7 +197,7 @@ def _image_layers(layers, candidates) -> List[str]:
     return [n for n in candidates if getattr(layers[n], 'in_channels', None) == channels]
 
 
-def _prediction_layers(model, candidates) -> List[str]:
+def _prediction_layers(model, candidates) -> list[str]:
     found = [name for name in candidates if is_prediction(name)]
     heads = {name.split('.')[0] for name in candidates if 'head' in name.split('.')[0]}
     if not heads:
@@ -217,7 +218,7 @@ def _at_edge(decision, reason):
     return weight, activation, reason
 
 
-def _check_rules(rules: Any) -> List[Mapping[str, Any]]:
+def _check_rules(rules: Any) -> list[Mapping[str, Any]]:
     if isinstance(rules, (str, Mapping)) or not isinstance(rules, Sequence):
         raise ConfigError(f'rules: expected a list of dicts, got {rules!r}')
     for number, rule in enumerate(rules):
@@ -246,9 +247,7 @@ def _apply_rule(rule, where, layers, decisions) -> None:
         guess = nearest(rule.get('pattern', ''), layers)
         hint = f" The nearest layer name is '{guess}'." if guess else ''
         asked = {key: rule[key] for key in ('pattern', 'kind') if key in rule}
-        raise ConfigError(
-            f'{where}: {asked} matches no layer.{hint} print(mmgdrq.plan(model)) lists all names'
-        )
+        raise ConfigError(f'{where}: {asked} matches no layer.{hint} print(mmgdrq.plan(model)) lists all names')
     usable = [name for name in matched if not _own_reason(layers[name])]
     if not usable and not rule.get('skip'):
         raise ConfigError(
@@ -275,9 +274,7 @@ def _own_reason(layer) -> str:
 
 def _matches(rule, name, layer) -> bool:
     pattern = rule.get('pattern')
-    if pattern is not None and not (
-        fnmatchcase(name, pattern) or fnmatchcase(name, pattern.rstrip('.') + '.*')
-    ):
+    if pattern is not None and not (fnmatchcase(name, pattern) or fnmatchcase(name, pattern.rstrip('.') + '.*')):
         return False
     return 'kind' not in rule or _kind(layer) == rule['kind']
 
@@ -309,7 +306,7 @@ def _bits(spec) -> str:
     return '-' if spec is None else str(spec.bits)
 
 
-def _cells(row: PlanRow) -> Tuple[str, ...]:
+def _cells(row: PlanRow) -> tuple[str, ...]:
     group = '-' if row.weight is None else str(row.weight.group_size)
     return (
         row.name,

@@ -1,7 +1,8 @@
 """When the stages of GDRQ begin."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any, Mapping, Optional
+from typing import Any, Optional
 
 from .errors import ConfigError, unknown_key
 

@@ -72,10 +72,7 @@ def batch() -> dict:
         boxes = torch.tensor([[8.0, 8.0, 40.0, 40.0]])
         sample.gt_instances = InstanceData(bboxes=boxes, labels=torch.tensor([1]))
         samples.append(sample)
-    images = [
-        torch.randint(0, 256, (3, SIZE, SIZE), generator=generator, dtype=torch.uint8)
-        for _ in range(2)
-    ]
+    images = [torch.randint(0, 256, (3, SIZE, SIZE), generator=generator, dtype=torch.uint8) for _ in range(2)]
     return dict(inputs=images, data_samples=samples)
 
 

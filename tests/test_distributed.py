@@ -138,9 +138,7 @@ def test_ranks_equal_one_process_with_the_joined_batch(ranks, job):
     for step, (wanted, found) in enumerate(zip(whole, ranks[job, True][0])):
         for key, value in wanted.items():
             text = f'{key} after step {step}: '
-            torch.testing.assert_close(
-                found[key], value, rtol=1e-4, atol=1e-6, msg=lambda m, t=text: t + m
-            )
+            torch.testing.assert_close(found[key], value, rtol=1e-4, atol=1e-6, msg=lambda m, t=text: t + m)
 
 
 @pytest.mark.parametrize('job', LIKE_ONE_PROCESS)

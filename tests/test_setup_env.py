@@ -36,8 +36,7 @@ def environment(setup_env, tmp_path, monkeypatch, log):
         def steps(self):
             files = {'venv': (), 'a': ('a.txt',), 'b': ('a.txt', 'b.txt')}
             return [
-                setup_env.Step(name, name, lambda name=name: log.append(name), 0, read)
-                for name, read in files.items()
+                setup_env.Step(name, name, lambda name=name: log.append(name), 0, read) for name, read in files.items()
             ]
 
     return Toy(tmp_path / 'venv')
@@ -75,9 +74,7 @@ def test_goes_on_with_the_step_that_was_cut_off(environment, log, monkeypatch):
     assert log == ['venv', 'a', 'b']
 
 
-def test_step_that_fails_on_repetition_loses_its_stamp(
-    environment, setup_env, log, monkeypatch, tmp_path
-):
+def test_step_that_fails_on_repetition_loses_its_stamp(environment, setup_env, log, monkeypatch, tmp_path):
     environment.update()
     (tmp_path / 'b.txt').write_text('2')
     steps = environment.steps()

@@ -157,6 +157,5 @@ def thresholds(model: nn.Module) -> dict[str, float]:
     return {
         name: float(module.activation_quantizer.threshold)
         for name, module in model.named_modules()
-        if hasattr(module, 'activation_quantizer')
-        and hasattr(module.activation_quantizer, 'threshold')
+        if hasattr(module, 'activation_quantizer') and hasattr(module.activation_quantizer, 'threshold')
     }

@@ -86,9 +86,7 @@ class DigitsArgs:
             f'must be at least {self.min_digits} (--min-digits)',
         )
         self._require('min_px', self.min_px >= 8, 'must be at least 8 (pixels)')
-        self._require(
-            'max_px', self.max_px >= self.min_px, f'must be at least {self.min_px} (--min-px)'
-        )
+        self._require('max_px', self.max_px >= self.min_px, f'must be at least {self.min_px} (--min-px)')
         self._require(
             'max_px',
             self.max_px <= self.size // 2,
@@ -235,9 +233,7 @@ def background(size: int, luma: float, rng: np.random.Generator) -> np.ndarray:
         texture = texture + rng.uniform(0.3, 0.9) * stripes(size, rng)
     mix = np.clip(0.5 + 0.35 * texture, 0, 1)[..., None]
     contrast = rng.uniform(8, 26)
-    return (
-        random_colour(luma - contrast, rng) * (1 - mix) + random_colour(luma + contrast, rng) * mix
-    )
+    return random_colour(luma - contrast, rng) * (1 - mix) + random_colour(luma + contrast, rng) * mix
 
 
 def digit_luma(ground: float, rng: np.random.Generator) -> float:
@@ -263,9 +259,7 @@ def box_iou(a: tuple, b: tuple) -> float:
     return shared / ((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - shared)
 
 
-def place(
-    layers: list, source: int, alpha: np.ndarray, size: int, rng: np.random.Generator
-) -> list:
+def place(layers: list, source: int, alpha: np.ndarray, size: int, rng: np.random.Generator) -> list:
     """Add a digit where it covers little of the others; without such a place, leave it out."""
     height, width = alpha.shape
     for _ in range(PLACE_TRIES):
@@ -381,9 +375,7 @@ def write_scene(folder: Path, args: DigitsArgs, split: str, index: int) -> list:
     """Make one scene, write its image and its segmentation map, and return its annotations."""
     scene = make_scene(args, split, index)
     labels = np.array([0, *(digit_scans()[1][scene.sources] + 1)], np.uint8)
-    write_image(
-        folder / image_name(split, index), scene.image, cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY
-    )
+    write_image(folder / image_name(split, index), scene.image, cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY)
     write_image(folder / seg_map_name(split, index), labels[scene.owner])
     return annotate(scene)
 
@@ -436,8 +428,7 @@ def coco_json(args: DigitsArgs, split: str, annotations: list) -> dict:
     return {
         'images': images,
         'annotations': [
-            {'id': number, 'image_id': image_id, **found}
-            for number, (image_id, found) in enumerate(owned, 1)
+            {'id': number, 'image_id': image_id, **found} for number, (image_id, found) in enumerate(owned, 1)
         ],
         'categories': [{'id': digit + 1, 'name': name} for digit, name in enumerate(CLASSES)],
     }
@@ -473,10 +464,7 @@ def generate(folder: Path, args: DigitsArgs, workers: int) -> dict:
     manifest = {
         **identity(args),
         'counts': counts,
-        'sources': {
-            split: sorted(itertools.chain(*parts))
-            for split, parts in split_sources(args.seed).items()
-        },
+        'sources': {split: sorted(itertools.chain(*parts)) for split, parts in split_sources(args.seed).items()},
     }
     (folder / MANIFEST).write_text(json.dumps(manifest))
     return manifest
@@ -503,9 +491,7 @@ def read_manifest(out: Path) -> Optional[dict]:
             return manifest
     except (OSError, ValueError, KeyError, TypeError):
         pass
-    raise DigitsError(
-        f"'{out}' exists and was not made by this tool: pass another --out, or remove it"
-    )
+    raise DigitsError(f"'{out}' exists and was not made by this tool: pass another --out, or remove it")
 
 
 def differences(manifest: dict, args: DigitsArgs) -> str:
@@ -513,9 +499,7 @@ def differences(manifest: dict, args: DigitsArgs) -> str:
     wanted = {'version': VERSION, **asdict(args)}
     found = {'version': manifest.get('version'), **manifest.get('arguments', {})}
     return ', '.join(
-        f'{name} {found.get(name)} instead of {value}'
-        for name, value in wanted.items()
-        if found.get(name) != value
+        f'{name} {found.get(name)} instead of {value}' for name, value in wanted.items() if found.get(name) != value
     )
 
 
@@ -548,9 +532,7 @@ def make_digits(out: Path, args: DigitsArgs, workers: int = 1, overwrite: bool =
         print(f"'{out}' is complete and fits: reused")
         return found
     if found and not overwrite:
-        raise DigitsError(
-            f"'{out}' was made with other arguments ({changed}): pass --overwrite or another --out"
-        )
+        raise DigitsError(f"'{out}' was made with other arguments ({changed}): pass --overwrite or another --out")
     folder = out.with_name(f'{out.name}.partial-{os.getpid()}')
     folder.mkdir(parents=True)
     try:
@@ -584,16 +566,12 @@ def parse_args(argv: Optional[list] = None) -> argparse.Namespace:
         'crops_test': 'number of test crops',
         'crop_size': 'width and height of a crop in pixels',
     }
-    parser.add_argument(
-        '--out', type=Path, default=Path('data/digits'), help='folder of the dataset'
-    )
+    parser.add_argument('--out', type=Path, default=Path('data/digits'), help='folder of the dataset')
     for name, text in texts.items():
         flag = f'--{name.replace("_", "-")}'
         parser.add_argument(flag, type=int, default=getattr(defaults, name), help=text)
     parser.add_argument('--workers', type=int, default=os.cpu_count(), help='number of processes')
-    parser.add_argument(
-        '--overwrite', action='store_true', help='replace a dataset of other arguments'
-    )
+    parser.add_argument('--overwrite', action='store_true', help='replace a dataset of other arguments')
     return parser.parse_args(argv)
 
 

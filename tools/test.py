@@ -1,6 +1,8 @@
 """Evaluate a checkpoint, or a directory that tools/deploy.py wrote: python tools/test.py CONFIG CHECKPOINT"""
 
 import argparse
+import json
+from pathlib import Path
 
 from mmgdrq import cli
 from mmgdrq.errors import ConfigError
@@ -11,6 +13,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('config')
     parser.add_argument('checkpoint', help='checkpoint file, or deployed directory')
     parser.add_argument('--out', help='file (.pkl) for the predictions')
+    parser.add_argument('--metrics', help='file (.json) for the metrics')
     parser.add_argument('--show', action='store_true', help='show the predictions')
     parser.add_argument('--show-dir', help='directory for pictures of the predictions')
     parser.add_argument('--wait-time', type=float, default=2, help='seconds between pictures')
@@ -38,7 +41,9 @@ def main() -> None:
     if args.out:
         evaluators = cfg.test_evaluator if isinstance(cfg.test_evaluator, list) else [cfg.test_evaluator]
         cfg.test_evaluator = [*evaluators, dict(type='DumpResults', out_file_path=args.out)]
-    cli.build_runner(cfg).test()
+    metrics = cli.build_runner(cfg).test()
+    if args.metrics:
+        Path(args.metrics).write_text(json.dumps(metrics, indent=1) + '\n')
 
 
 if __name__ == '__main__':

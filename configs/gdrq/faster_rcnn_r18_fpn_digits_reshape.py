@@ -10,12 +10,10 @@ custom_hooks = [
         stages=dict(reshape=0),
     )
 ]
-load_from = 'work_dirs/faster_rcnn_r18_fpn_digits/epoch_3.pth'
+load_from = 'work_dirs/faster_rcnn_r18_fpn_digits/epoch_4.pth'
 
 max_epochs = 1
 train_cfg = dict(max_epochs=max_epochs, val_interval=max_epochs)
 optim_wrapper = dict(optimizer=dict(lr=0.0005))
-param_scheduler = [
-    dict(type='CosineAnnealingLR', T_max=1, eta_min=2e-4, end=1, convert_to_iter_based=True)
-]
+param_scheduler = [dict(type='CosineAnnealingLR', T_max=1, eta_min=2e-4, end=1, convert_to_iter_based=True)]
 default_hooks = dict(checkpoint=dict(interval=max_epochs))

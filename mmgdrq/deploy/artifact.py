@@ -10,7 +10,7 @@ import os
 import shutil
 import tempfile
 from pathlib import Path
-from typing import Any, Dict, Union
+from typing import Any, Union
 
 import torch
 from safetensors import SafetensorError
@@ -98,7 +98,7 @@ def load_folded(model: nn.Module, path: PathLike) -> nn.Module:
     return model.eval()
 
 
-def read_manifest(path: PathLike) -> Dict[str, Any]:
+def read_manifest(path: PathLike) -> dict[str, Any]:
     """Read and check the manifest of a deployed model.
 
     Raises:
@@ -109,8 +109,7 @@ def read_manifest(path: PathLike) -> Dict[str, Any]:
         manifest = json.loads(file.read_text())
     except (OSError, ValueError) as error:
         raise CheckpointError(
-            f'{file}: cannot be read as the manifest of a deployed model ({error}). Write it again with '
-            'tools/deploy.py'
+            f'{file}: cannot be read as the manifest of a deployed model ({error}). Write it again with tools/deploy.py'
         ) from None
     if not isinstance(manifest, dict) or manifest.get('format') != FORMAT:
         raise CheckpointError(f'{file}: is not the manifest of a deployed model (format {FORMAT!r} expected)')
@@ -127,7 +126,7 @@ def stored_bytes(path: PathLike) -> int:
     return sum(file.stat().st_size for file in Path(path).iterdir())
 
 
-def _tensors_of(folded: nn.Module) -> Dict[str, Tensor]:
+def _tensors_of(folded: nn.Module) -> dict[str, Tensor]:
     aliases = _alias_keys(folded)
     tensors = {name: t.detach().cpu().contiguous().clone() for name, t in folded.state_dict().items()}
     for name, entry in folded.gdrq_folded.items():
@@ -137,15 +136,12 @@ def _tensors_of(folded: nn.Module) -> Dict[str, Tensor]:
     return {key: t for key, t in tensors.items() if aliases.get(key, key) == key}
 
 
-def _layers_of(folded: nn.Module) -> Dict[str, Any]:
+def _layers_of(folded: nn.Module) -> dict[str, Any]:
     modules = dict(folded.named_modules())
-    return {
-        name: {**entry, 'shape': list(modules[name].weight.shape)}
-        for name, entry in folded.gdrq_folded.items()
-    }
+    return {name: {**entry, 'shape': list(modules[name].weight.shape)} for name, entry in folded.gdrq_folded.items()}
 
 
-def _alias_keys(model: nn.Module) -> Dict[str, str]:
+def _alias_keys(model: nn.Module) -> dict[str, str]:
     """State key under any name of a folded layer -> the key under its first name."""
     first = {id(module): name for name, module in reversed(list(model.named_modules()))}
     keys = {}
@@ -156,7 +152,7 @@ def _alias_keys(model: nn.Module) -> Dict[str, str]:
     return keys
 
 
-def _read_tensors(path: Path, manifest: Dict[str, Any]) -> Dict[str, Tensor]:
+def _read_tensors(path: Path, manifest: dict[str, Any]) -> dict[str, Tensor]:
     file = path / WEIGHTS
     if not file.is_file() or _sha256(file) != manifest.get('sha256'):
         raise CheckpointError(
@@ -169,7 +165,7 @@ def _read_tensors(path: Path, manifest: Dict[str, Any]) -> Dict[str, Tensor]:
         raise CheckpointError(f'{file}: cannot be read ({error})') from None
 
 
-def _weight_of(path: Path, name: str, entry: Dict[str, Any], tensors: Dict[str, Tensor]) -> Tensor:
+def _weight_of(path: Path, name: str, entry: dict[str, Any], tensors: dict[str, Tensor]) -> Tensor:
     key = f'{name}.weight'
     if key not in tensors:
         raise CheckpointError(f'{path}: the weight of {name} is missing')
@@ -181,7 +177,7 @@ def _weight_of(path: Path, name: str, entry: Dict[str, Any], tensors: Dict[str, 
         raise CheckpointError(f'{path}: the weight of {name} is damaged: {error}') from None
 
 
-def _check_fit(path: Path, layers: Dict[str, nn.Module], entries: Dict[str, Any]) -> None:
+def _check_fit(path: Path, layers: dict[str, nn.Module], entries: dict[str, Any]) -> None:
     different = sorted(set(layers) ^ set(entries))
     if different:
         raise CheckpointError(
@@ -200,7 +196,7 @@ def _check_fit(path: Path, layers: Dict[str, nn.Module], entries: Dict[str, Any]
             )
 
 
-def _adopt_norm_affine(model: nn.Module, norm: str, tensors: Dict[str, Tensor]) -> None:
+def _adopt_norm_affine(model: nn.Module, norm: str, tensors: dict[str, Tensor]) -> None:
     """A BN without affine parameters got them by folding."""
     if norm and f'{norm}.weight' in tensors and model.get_submodule(norm).weight is None:
         module = model.get_submodule(norm)
@@ -208,7 +204,7 @@ def _adopt_norm_affine(model: nn.Module, norm: str, tensors: Dict[str, Tensor]) 
         module.bias = nn.Parameter(torch.zeros_like(module.running_mean))
 
 
-def _check_state(path: Path, expected: Dict[str, Tensor], state: Dict[str, Tensor]) -> None:
+def _check_state(path: Path, expected: dict[str, Tensor], state: dict[str, Tensor]) -> None:
     different = sorted(set(expected) ^ set(state))
     if different:
         raise CheckpointError(f'{path}: tensor {different[0]} is in only one of model and file. Use its own {CONFIG}')

@@ -9,7 +9,7 @@ filter and ``b`` as its offset.
 """
 
 import copy
-from typing import Any, Callable, Dict, Optional, Tuple, Union
+from typing import Any, Callable, Optional, Union
 
 import torch
 from torch import Tensor, nn
@@ -21,8 +21,8 @@ from ..stages import get_stage
 from .layers import become_folded
 from .pairs import Pairs, pairs_by_structure, pairs_by_trace
 
-Entry = Dict[str, Any]
-Example = Union[None, Tensor, Tuple[Any, ...], Callable[[nn.Module], object]]
+Entry = dict[str, Any]
+Example = Union[None, Tensor, tuple[Any, ...], Callable[[nn.Module], object]]
 
 
 def fold(model: nn.Module, example: Example = None, pairs: Optional[Pairs] = None) -> nn.Module:
@@ -139,7 +139,7 @@ def _fold_into_norm(norm: nn.Module, scale: Tensor, bias: Optional[Tensor]) -> N
     norm.running_mean.copy_(mean / scale)
 
 
-def _weight_codes(layer: nn.Module) -> Tuple[Tensor, Tensor, Entry]:
+def _weight_codes(layer: nn.Module) -> tuple[Tensor, Tensor, Entry]:
     """Integer weight, scale of every filter, and how the codes are stored."""
     quantizer, weight = layer.weight_quantizer, layer.weight.detach()
     if not isinstance(quantizer, WeightQuantizer):
@@ -152,7 +152,7 @@ def _weight_codes(layer: nn.Module) -> Tuple[Tensor, Tensor, Entry]:
     return codes, scale, {'weight_bits': spec.bits, 'weight_lowest': lowest}
 
 
-def _input_codes(layer: nn.Module) -> Tuple[Tensor, Optional[Tuple[int, int]], int]:
+def _input_codes(layer: nn.Module) -> tuple[Tensor, Optional[tuple[int, int]], int]:
     """Input step, limits of the input codes, and their bits."""
     quantizer = layer.activation_quantizer
     if not isinstance(quantizer, ActivationQuantizer):

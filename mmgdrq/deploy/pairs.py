@@ -1,6 +1,6 @@
 """Which batch normalization follows which quantized layer, so that it can carry the layer's scale."""
 
-from typing import Callable, Dict, List, Set, Tuple
+from typing import Callable
 
 import torch
 from torch import Tensor, nn
@@ -9,7 +9,7 @@ from torch.overrides import TorchFunctionMode
 
 from ..layers import is_quantized
 
-Pairs = Dict[str, str]
+Pairs = dict[str, str]
 """Name of a quantized layer -> name of the BN that follows it."""
 
 BLOCKS = ('BasicBlock', 'Bottleneck', 'ResNet', 'ResNetV1d', 'ResNetV1c')
@@ -50,7 +50,7 @@ def pairs_by_structure(model: nn.Module) -> Pairs:
     return {name: norm for name, norm in pairs.items() if not {name, norm} & shared}
 
 
-def _guaranteed(parent: nn.Module) -> List[Tuple[str, str]]:
+def _guaranteed(parent: nn.Module) -> list[tuple[str, str]]:
     names = list(parent._modules)
     if type(parent) is nn.Sequential:
         return list(zip(names, names[1:]))
@@ -70,8 +70,8 @@ def _fit(layer, norm) -> bool:
     return is_quantized(layer) and isinstance(norm, _BatchNorm) and layer.weight.shape[0] == norm.num_features
 
 
-def _names_of_shared(model: nn.Module) -> Set[str]:
-    names: Dict[int, List[str]] = {}
+def _names_of_shared(model: nn.Module) -> set[str]:
+    names: dict[int, list[str]] = {}
     for name, module in model.named_modules(remove_duplicate=False):
         names.setdefault(id(module), []).append(name)
     return {name for group in names.values() if len(group) > 1 for name in group}
@@ -84,10 +84,10 @@ class _Trace(TorchFunctionMode):
         super().__init__()
         self.names = {id(module): name for name, module in reversed(list(model.named_modules()))}
         self.modules = [m for m in model.modules() if is_quantized(m) or isinstance(m, _BatchNorm)]
-        self.producer: Dict[int, str] = {}
-        self.alive: List[Tensor] = []
-        self.readers: Dict[str, Set[str]] = {}
-        self.sources: Dict[str, Set[str]] = {}
+        self.producer: dict[int, str] = {}
+        self.alive: list[Tensor] = []
+        self.readers: dict[str, set[str]] = {}
+        self.sources: dict[str, set[str]] = {}
         self.handles: list = []
         self.inside = 0
 
@@ -130,7 +130,7 @@ class _Trace(TorchFunctionMode):
         self.sources.setdefault(norm, set()).update(sources)
         self.inside += 1
 
-    def _read(self, args, reader: str) -> Set[str]:
+    def _read(self, args, reader: str) -> set[str]:
         sources = {self.producer[id(t)] for t in _tensors(args) if id(t) in self.producer}
         for source in sources:
             self.readers[source].add(reader)
@@ -145,7 +145,7 @@ class _Trace(TorchFunctionMode):
             self.alive.append(output)
 
 
-def _tensors(value) -> List[Tensor]:
+def _tensors(value) -> list[Tensor]:
     if isinstance(value, Tensor):
         return [value]
     if isinstance(value, dict):

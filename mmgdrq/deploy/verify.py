@@ -3,7 +3,7 @@
 Whole networks are not compared value by value: a tie in one rounding spreads through everything behind it.
 """
 
-from typing import Callable, Dict, List
+from typing import Callable
 
 import torch
 from torch import Tensor, nn
@@ -14,9 +14,7 @@ TOLERANCE = 1e-4
 """Largest accepted difference, relative to the largest output of the block."""
 
 
-def compare_blocks(
-    model: nn.Module, folded: nn.Module, run: Callable[[nn.Module], object]
-) -> Dict[str, float]:
+def compare_blocks(model: nn.Module, folded: nn.Module, run: Callable[[nn.Module], object]) -> dict[str, float]:
     """Feed every folded block the input that its quantized counterpart gets in real forward passes.
 
     Args:
@@ -37,7 +35,7 @@ def compare_blocks(
     return comparison.errors
 
 
-def check_blocks(errors: Dict[str, float], entries: Dict[str, dict], tolerance: float = TOLERANCE) -> None:
+def check_blocks(errors: dict[str, float], entries: dict[str, dict], tolerance: float = TOLERANCE) -> None:
     """Raise where a block differs, or where no block was compared.
 
     Raises:
@@ -55,9 +53,9 @@ def check_blocks(errors: Dict[str, float], entries: Dict[str, dict], tolerance: 
 
 class _Comparison:
     def __init__(self, model: nn.Module, folded: nn.Module) -> None:
-        self.errors: Dict[str, float] = {}
-        self.waiting: Dict[str, Tensor] = {}
-        self.handles: List = []
+        self.errors: dict[str, float] = {}
+        self.waiting: dict[str, Tensor] = {}
+        self.handles: list = []
         modules, copies = dict(model.named_modules()), dict(folded.named_modules())
         for name, entry in folded.gdrq_folded.items():
             norm = entry['norm']

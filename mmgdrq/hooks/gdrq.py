@@ -1,6 +1,7 @@
 """The hook that quantizes the model of a Runner and leads it through the stages of GDRQ."""
 
-from typing import Any, Mapping, Optional, Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any, Optional
 
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
@@ -74,12 +75,12 @@ class GDRQHook(Hook):
 
     def before_train(self, runner) -> None:
         """Enter the stage of the present epoch or iteration and attach Scale-Clip to the optimizers."""
-        if self.schedule.by_epoch and type(runner.train_loop).__name__ == 'IterBasedTrainLoop':
-            if self.stages is not None:
-                raise ConfigError(
-                    'GDRQHook.stages: this config trains by iterations; set by_epoch=False and give the begin '
-                    'of the stages in iterations'
-                )
+        by_iter = type(runner.train_loop).__name__ == 'IterBasedTrainLoop'
+        if by_iter and self.schedule.by_epoch and self.schedule != Schedule():
+            raise ConfigError(
+                'stages: this config trains by iterations; set by_epoch=False and give the begin of the stages '
+                'in iterations'
+            )
         if self.projection is None and self.scale_clip:
             self.projection = ScaleClip(self.model)
             for optimizer in optimizers_of(runner):
@@ -129,9 +130,7 @@ class GDRQHook(Hook):
             set_stage(self.model, stage)
             runner.logger.info("mmgdrq: stage '%s' begins", stage)
         if frozen and not getattr(self.model, 'gdrq_frozen', False):
-            runner.logger.info(
-                'mmgdrq: activation ranges and BN statistics are frozen from here on'
-            )
+            runner.logger.info('mmgdrq: activation ranges and BN statistics are frozen from here on')
         self.model.gdrq_frozen = frozen
         if frozen:
             freeze_batch_norm(self.model)

@@ -1,6 +1,7 @@
 """What all quantized layers share: how quantizers are attached, and how a float layer becomes one."""
 
-from typing import Any, Mapping, Optional, Union
+from collections.abc import Mapping
+from typing import Any, Optional, Union
 
 from torch import nn
 
@@ -25,17 +26,13 @@ def attach_quantizers(
     activation = make_spec(ActivationSpec, activation, 'activation')
     device = layer.weight.device
     layer.weight_quantizer = WeightQuantizer(weight, layer.weight) if weight.enabled else nn.Identity()
-    layer.activation_quantizer = (
-        ActivationQuantizer(activation, device) if activation.enabled else nn.Identity()
-    )
+    layer.activation_quantizer = ActivationQuantizer(activation, device) if activation.enabled else nn.Identity()
     for quantizer in (layer.weight_quantizer, layer.activation_quantizer):
         quantizer.layer_name = name
         quantizer.to(device)
 
 
-def quantize_layer(
-    layer: nn.Module, cls: type, weight: WeightSpec, activation: ActivationSpec, name: str
-) -> None:
+def quantize_layer(layer: nn.Module, cls: type, weight: WeightSpec, activation: ActivationSpec, name: str) -> None:
     """Turn a float layer into ``cls`` in place.
 
     The object stays the same, and with it its Parameters, hooks, aliases in other modules and every

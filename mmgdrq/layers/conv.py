@@ -17,9 +17,7 @@ class Conv2d(nn.Conv2d):
         input ``(N, C_in, H, W)``, output ``(N, C_out, H', W')``.
     """
 
-    def __init__(
-        self, *args, weight: WeightConfig = None, activation: ActivationConfig = None, **kwargs
-    ) -> None:
+    def __init__(self, *args, weight: WeightConfig = None, activation: ActivationConfig = None, **kwargs) -> None:
         super().__init__(*args, **kwargs)
         attach_quantizers(self, weight, activation)
 

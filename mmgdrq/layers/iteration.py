@@ -6,7 +6,7 @@ however often a shared layer is called; after it, the sums of all ranks are adde
 Recomputed forward passes (activation checkpointing) run after it and are not counted twice.
 """
 
-from typing import Iterator, List
+from collections.abc import Iterator
 
 import torch
 import torch.distributed as dist
@@ -16,7 +16,7 @@ from .base import is_quantized
 from .quantizer import ActivationQuantizer, WeightQuantizer
 
 
-def activation_quantizers(model: nn.Module) -> List[ActivationQuantizer]:
+def activation_quantizers(model: nn.Module) -> list[ActivationQuantizer]:
     """All activation quantizers of ``model``, in module order, each once."""
     return [m for m in model.modules() if isinstance(m, ActivationQuantizer)]
 
@@ -63,7 +63,7 @@ def _renew_searched(model: nn.Module) -> None:
             quantizer.renew(layer.weight)
 
 
-def _add_over_ranks(quantizers: List[ActivationQuantizer]) -> None:
+def _add_over_ranks(quantizers: list[ActivationQuantizer]) -> None:
     sums = torch.stack([q.pending for q in quantizers])
     dist.all_reduce(sums)
     for quantizer, total in zip(quantizers, sums):

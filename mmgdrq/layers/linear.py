@@ -18,9 +18,7 @@ class Linear(nn.Linear):
         input ``(..., in_features)``, output ``(..., out_features)``.
     """
 
-    def __init__(
-        self, *args, weight: WeightConfig = None, activation: ActivationConfig = None, **kwargs
-    ) -> None:
+    def __init__(self, *args, weight: WeightConfig = None, activation: ActivationConfig = None, **kwargs) -> None:
         super().__init__(*args, **kwargs)
         attach_quantizers(self, weight, activation)
 

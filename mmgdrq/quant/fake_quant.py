@@ -5,7 +5,7 @@ that follows ONNX ``QuantizeLinear`` gives the same codes. Steps are computed in
 dtype of the tensor.
 """
 
-from typing import Optional, Tuple
+from typing import Optional
 
 import torch
 from torch import Tensor
@@ -28,7 +28,7 @@ def step_of(alpha: Tensor, levels: int) -> Tensor:
     return (alpha.float() / levels).clamp(min=MIN_STEP)
 
 
-def quantize(x: Tensor, step: Tensor, limits: Tuple[int, int]) -> Tensor:
+def quantize(x: Tensor, step: Tensor, limits: tuple[int, int]) -> Tensor:
     """Integer codes ``clip(round(x / step), *limits)``, as float32 of the shape of ``x``.
 
     Args:
@@ -66,7 +66,7 @@ class _StraightThrough(Function):
         return grad, None, None, None
 
 
-def fake_quantize_weight(weight: Tensor, step: Tensor, limits: Tuple[int, int]) -> Tensor:
+def fake_quantize_weight(weight: Tensor, step: Tensor, limits: tuple[int, int]) -> Tensor:
     """Fake-quantize a weight; the gradient passes through unchanged.
 
     Scale-Clip keeps the weight inside its range by projection, so no gradient is masked.
@@ -79,9 +79,7 @@ def fake_quantize_weight(weight: Tensor, step: Tensor, limits: Tuple[int, int]) 
     return _StraightThrough.apply(weight, step, limits, None)
 
 
-def fake_quantize_activation(
-    x: Tensor, threshold: Tensor, levels: int, limits: Tuple[int, int]
-) -> Tensor:
+def fake_quantize_activation(x: Tensor, threshold: Tensor, levels: int, limits: tuple[int, int]) -> Tensor:
     """Fake-quantize an activation; the gradient is zero where ``x`` was clipped.
 
     Args:
@@ -102,7 +100,7 @@ def clip_activation(x: Tensor, threshold: Tensor, signed: bool) -> Tensor:
     return x.clamp(-high if signed else torch.zeros_like(high), high)
 
 
-def _bounds(threshold: Tensor, limits: Tuple[int, int]) -> Tuple[Tensor, Tensor]:
+def _bounds(threshold: Tensor, limits: tuple[int, int]) -> tuple[Tensor, Tensor]:
     high = threshold.float()
     return (torch.zeros_like(high) if limits[0] == 0 else -high), high
 
@@ -129,7 +127,7 @@ class _LearnedStep(Function):
 
 
 def fake_quantize_learned(
-    x: Tensor, step: Tensor, limits: Tuple[int, int], grad_scale: Optional[float] = None
+    x: Tensor, step: Tensor, limits: tuple[int, int], grad_scale: Optional[float] = None
 ) -> Tensor:
     """Fake quantization with a trainable step.
 

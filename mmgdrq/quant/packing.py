@@ -1,7 +1,7 @@
 """Integer codes at their real bit-width: ``bits`` bits a code, least significant bit first."""
 
 import math
-from typing import Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -26,9 +26,7 @@ def pack(codes: Tensor, bits: int, lowest: int) -> Tensor:
     """
     offset = codes.detach().reshape(-1).to(torch.int16) - lowest
     if offset.numel() and not 0 <= int(offset.min()) <= int(offset.max()) < 2**bits:
-        raise ValueError(
-            f'codes from {int(codes.min())} to {int(codes.max())} do not fit {bits} bits from {lowest}'
-        )
+        raise ValueError(f'codes from {int(codes.min())} to {int(codes.max())} do not fit {bits} bits from {lowest}')
     shifts = torch.arange(8, dtype=torch.uint8, device=codes.device)
     stream = (offset.to(torch.uint8)[:, None] >> shifts[:bits]) & 1
     stream = torch.nn.functional.pad(stream.reshape(-1), (0, -stream.numel() % 8))

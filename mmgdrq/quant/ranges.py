@@ -3,8 +3,6 @@
 Source: GDRQ's quantized-loss (its figure 5) and Scale-Clip threshold ``T = k * mean|W|``.
 """
 
-from typing import Tuple
-
 import torch
 from torch import Tensor
 
@@ -16,9 +14,7 @@ COARSE, FINE = 32, 7
 """Candidates of a search: a geometric grid, then a finer one around its best."""
 
 
-def quantized_loss(
-    x: Tensor, alpha: Tensor, levels: int, limits: Tuple[int, int], p: int = 1
-) -> Tensor:
+def quantized_loss(x: Tensor, alpha: Tensor, levels: int, limits: tuple[int, int], p: int = 1) -> Tensor:
     """Relative error ``||x - Q(x; alpha)||_p / ||x||_p`` over the last dimension.
 
     Args:
@@ -35,7 +31,7 @@ def quantized_loss(
     return _error(x, alpha, levels, limits, p) / norm.clamp(min=torch.finfo(torch.float32).tiny)
 
 
-def search_range(x: Tensor, levels: int, limits: Tuple[int, int], p: int = 2) -> Tensor:
+def search_range(x: Tensor, levels: int, limits: tuple[int, int], p: int = 2) -> Tensor:
     """Range of every row that minimises the quantized-loss.
 
     The candidates are fractions of the largest magnitude: a geometric grid, then a finer grid around its
@@ -97,9 +93,7 @@ def scale_clip_(weight: Tensor, spec: WeightSpec) -> Tensor:
     """
     with torch.no_grad():
         bound = group_mean_abs(weight, spec.group_size) * spec.multiplier
-        bound = broadcast_filters(
-            per_filter(bound, weight.shape[0], spec.group_size), weight
-        ).to(weight.dtype)
+        bound = broadcast_filters(per_filter(bound, weight.shape[0], spec.group_size), weight).to(weight.dtype)
         return torch.clamp(weight, -bound, bound, out=weight)
 
 

@@ -5,8 +5,9 @@ for a Gaussian tensor (``mmgdrq.quant.ranges.quantized_loss``); 2 bits use k = 2
 uniform distribution.
 """
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Mapping, Optional, Tuple, Union
+from typing import Any, Optional, Union
 
 from ..errors import ConfigError, unknown_key
 
@@ -74,7 +75,7 @@ class WeightSpec:
         return self.bits != FLOAT_BITS
 
     @property
-    def code_limits(self) -> Tuple[int, int]:
+    def code_limits(self) -> tuple[int, int]:
         """Lowest and highest integer code."""
         top = 2 ** (self.bits - 1)
         return (1 - top if self.narrow_range else -top), top - 1
@@ -121,9 +122,7 @@ class ActivationSpec:
         if not 0 < self.momentum <= 1:
             raise ConfigError(f'activation: momentum={self.momentum} is not in (0, 1]')
         if not isinstance(self.signed, bool) and self.signed != 'auto':
-            raise ConfigError(
-                f"activation: signed={self.signed!r} is unknown. Expected True, False or 'auto'"
-            )
+            raise ConfigError(f"activation: signed={self.signed!r} is unknown. Expected True, False or 'auto'")
         _check_choice('activation', 'p', self.p, (1, 2))
 
     @property
@@ -131,7 +130,7 @@ class ActivationSpec:
         """Whether the tensor is quantized at all."""
         return self.bits != FLOAT_BITS
 
-    def code_limits(self, signed: bool) -> Tuple[int, int]:
+    def code_limits(self, signed: bool) -> tuple[int, int]:
         """Lowest and highest integer code of the signed or unsigned grid.
 
         >>> ActivationSpec(bits=4).code_limits(signed=False)
@@ -157,7 +156,7 @@ class ActivationSpec:
 Spec = Union[WeightSpec, ActivationSpec]
 
 
-def make_spec(cls: type, config: Union[None, Mapping[str, Any], Spec], where: str) -> Spec:
+def make_spec(cls: type, config: Union[Mapping[str, Any], Spec, None], where: str) -> Spec:
     """Build a spec from a config dict; None gives the defaults, a spec is passed through.
 
     Args:
@@ -174,7 +173,7 @@ def make_spec(cls: type, config: Union[None, Mapping[str, Any], Spec], where: st
     return override_spec(cls(), config, where)
 
 
-def override_spec(spec: Spec, config: Union[None, Mapping[str, Any], Spec], where: str) -> Spec:
+def override_spec(spec: Spec, config: Union[Mapping[str, Any], Spec, None], where: str) -> Spec:
     """Return ``spec`` with the values of ``config`` in place of its own.
 
     Raises:
@@ -199,9 +198,7 @@ def override_spec(spec: Spec, config: Union[None, Mapping[str, Any], Spec], wher
 def _check_bits(where: str, bits: Any) -> None:
     _check_int(where, 'bits', bits)
     if bits != FLOAT_BITS and not 2 <= bits <= 8:
-        raise ConfigError(
-            f'{where}: bits={bits} is not possible. Expected 2 to 8, or {FLOAT_BITS} for float'
-        )
+        raise ConfigError(f'{where}: bits={bits} is not possible. Expected 2 to 8, or {FLOAT_BITS} for float')
 
 
 def _check_int(where: str, key: str, value: Any) -> None:
@@ -229,6 +226,4 @@ def _check_bool(where: str, key: str, value: Any) -> None:
 
 def _check_choice(where: str, key: str, value: Any, choices: tuple) -> None:
     if isinstance(value, bool) or value not in choices:
-        raise ConfigError(
-            f'{where}: {key}={value!r} is unknown. Expected one of {", ".join(map(repr, choices))}'
-        )
+        raise ConfigError(f'{where}: {key}={value!r} is unknown. Expected one of {", ".join(map(repr, choices))}')

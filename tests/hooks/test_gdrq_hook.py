@@ -151,9 +151,7 @@ def test_iteration_loop_without_stages_needs_no_by_epoch(tmp_path):
 
 
 def test_freeze_keeps_ranges_and_bn_statistics(tmp_path):
-    runner = toy_runner(
-        tmp_path, 4, dict(stages=dict(quantize=0, freeze=2)), lambda r: statistics(r.model)
-    )
+    runner = toy_runner(tmp_path, 4, dict(stages=dict(quantize=0, freeze=2)), lambda r: statistics(r.model))
     runner.train()
     seen = runner.recorder.seen
     before, frozen = seen[: 2 * ITERS], seen[2 * ITERS :]
@@ -240,9 +238,7 @@ def test_scale_clip_does_not_project_twice_after_a_second_train(tmp_path):
 
 def test_bf16_autocast(tmp_path, monkeypatch):
     # AmpOptimWrapper asks for a GPU, although its bf16 autocast works on a CPU
-    monkeypatch.setattr(
-        'mmengine.optim.optimizer.amp_optimizer_wrapper.is_cuda_available', lambda: True
-    )
+    monkeypatch.setattr('mmengine.optim.optimizer.amp_optimizer_wrapper.is_cuda_available', lambda: True)
     wrapper = dict(type='AmpOptimWrapper', dtype='bfloat16', optimizer=dict(type='SGD', lr=0.05))
     runner = toy_runner(tmp_path, 3, dict(), optim_wrapper=wrapper)
     start, inputs = weights(runner), []
@@ -265,9 +261,7 @@ def test_bf16_autocast(tmp_path, monkeypatch):
 
 def test_scale_clip_hook_alone(tmp_path):
     model = dict(type='mmgdrq.Quantized', base_type='ToyModel')
-    runner = toy_runner(
-        tmp_path, 1, None, outlier, model=model, custom_hooks=[dict(type='mmgdrq.ScaleClipHook')]
-    )
+    runner = toy_runner(tmp_path, 1, None, outlier, model=model, custom_hooks=[dict(type='mmgdrq.ScaleClipHook')])
     runner.register_hook(Widen())
     runner.train()
     assert runner.recorder.seen[0] < 8.0
@@ -308,9 +302,7 @@ def test_wrong_quantization_config(tmp_path, hook, words):
         assert word in str(error)
 
 
-@pytest.mark.parametrize(
-    'stages', [dict(quantise=1), dict(reshape=3, quantize=1), dict(quantize=-1), dict(freeze=1)]
-)
+@pytest.mark.parametrize('stages', [dict(quantise=1), dict(reshape=3, quantize=1), dict(quantize=-1), dict(freeze=1)])
 def test_wrong_stages(tmp_path, stages):
     with pytest.raises(Exception, match='stages'):
         toy_runner(tmp_path, hook=dict(stages=stages))
@@ -357,9 +349,7 @@ def test_efficient_conv_bn_eval_is_refused(tmp_path):
 def test_flexible_runner_needs_the_builder(tmp_path):
     from mmengine.runner import FlexibleRunner
 
-    config = toy_config(
-        tmp_path, hook=dict(), strategy=dict(type='SingleDeviceStrategy'), env_cfg=dict()
-    )
+    config = toy_config(tmp_path, hook=dict(), strategy=dict(type='SingleDeviceStrategy'), env_cfg=dict())
     error = error_of(FlexibleRunner.from_cfg(config))
     assert isinstance(error, ConfigError)
     assert 'mmgdrq.Quantized' in str(error)

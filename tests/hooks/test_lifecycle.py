@@ -52,9 +52,7 @@ def test_resume_goes_on_as_if_uninterrupted(tmp_path, whole, epoch, stage):
             frozen = runner.model.gdrq_frozen
             seen['stage'] = 'frozen' if frozen else mmgdrq.get_stage(runner.model)
 
-    resumed = toy_runner(
-        tmp_path, EPOCHS, dict(stages=STAGES), look, load_from=checkpoint, resume=True
-    )
+    resumed = toy_runner(tmp_path, EPOCHS, dict(stages=STAGES), look, load_from=checkpoint, resume=True)
     resumed.train()
     assert seen['stage'] == stage
     assert resumed.recorder.losses == whole.recorder.losses[epoch * ITERS :]
@@ -67,9 +65,7 @@ def test_resume_in_the_float_stage(tmp_path):
     hook = dict(stages=dict(quantize=2))
     whole = toy_runner(tmp_path / 'a', 3, hook)
     whole.train()
-    resumed = toy_runner(
-        tmp_path / 'b', 3, hook, load_from=str(tmp_path / 'a/epoch_1.pth'), resume=True
-    )
+    resumed = toy_runner(tmp_path / 'b', 3, hook, load_from=str(tmp_path / 'a/epoch_1.pth'), resume=True)
     resumed.train()
     assert resumed.recorder.losses == whole.recorder.losses[ITERS:]
 

@@ -69,9 +69,5 @@ test_dataloader = dict(
     ),
 )
 
-val_evaluator = dict(
-    type='CocoMetric', metric='bbox', ann_file=data_root + 'annotations/instances_val.json'
-)
-test_evaluator = dict(
-    type='CocoMetric', metric='bbox', ann_file=data_root + 'annotations/instances_test.json'
-)
+val_evaluator = dict(type='CocoMetric', metric='bbox', ann_file=data_root + 'annotations/instances_val.json')
+test_evaluator = dict(type='CocoMetric', metric='bbox', ann_file=data_root + 'annotations/instances_test.json')

@@ -1,0 +1,35 @@
+"""Fold a quantized checkpoint into integers, verify it, write it: python tools/deploy.py CONFIG CHECKPOINT --out DIR"""
+
+import argparse
+import json
+import os.path as osp
+from pathlib import Path
+
+from mmgdrq import cli
+from mmgdrq.deploy.job import deploy
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('config')
+    parser.add_argument('checkpoint', help='checkpoint of the quantized model')
+    parser.add_argument('--out', required=True, help='directory to write')
+    parser.add_argument('--batches', type=int, default=2, help='real test batches to verify with')
+    cli.add_common_options(parser)
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
+    cfg = cli.load_config(args)
+    cli.check_data(cfg, 'test')
+    if osp.isdir(args.checkpoint):
+        raise cli.ConfigError(f'checkpoint: {args.checkpoint} is a directory; expected a checkpoint file')
+    cli.use_checkpoint(cfg, args.checkpoint)
+    report = deploy(cli.build_runner(cfg), args.out, args.batches)
+    Path(args.out, 'report.json').write_text(json.dumps(report.as_dict(), indent=1) + '\n')
+    print(report)
+
+
+if __name__ == '__main__':
+    cli.run_tool(main)
