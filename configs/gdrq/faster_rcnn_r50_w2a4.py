@@ -12,7 +12,9 @@ custom_hooks = [
     )
 ]
 
-model = dict(backbone=dict(frozen_stages=-1, init_cfg=None))
+# Rounding moves the statistics of every layer, so the stem is trained and BN follows. The float weights come from
+# load_from, all of them.
+model = dict(backbone=dict(frozen_stages=-1, norm_eval=False, init_cfg=None))
 load_from = (
     'https://download.openmmlab.com/mmdetection/v2.0/faster_rcnn/faster_rcnn_r50_fpn_1x_coco/'
     'faster_rcnn_r50_fpn_1x_coco_20200130-047c8118.pth'

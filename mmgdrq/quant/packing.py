@@ -24,7 +24,7 @@ def pack(codes: Tensor, bits: int, lowest: int) -> Tensor:
     >>> pack(torch.tensor([-2, -1, 0, 1]), 2, -2)
     tensor([228], dtype=torch.uint8)
     """
-    offset = codes.detach().reshape(-1).to(torch.int16) - lowest
+    offset = codes.detach().reshape(-1).to(torch.int64) - lowest
     if offset.numel() and not 0 <= int(offset.min()) <= int(offset.max()) < 2**bits:
         raise ValueError(f'codes from {int(codes.min())} to {int(codes.max())} do not fit {bits} bits from {lowest}')
     shifts = torch.arange(8, dtype=torch.uint8, device=codes.device)

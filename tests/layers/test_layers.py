@@ -1,0 +1,425 @@
+"""Quantized layers: their outputs, their state, and one update of a range an iteration."""
+
+import copy
+import io
+import pickle
+import warnings
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+import mmgdrq
+from mmgdrq.errors import QuantizationError
+from mmgdrq.layers import quantized_layers
+from tests import reference
+
+BITS = [(2, 4), (4, 8), (3, 2), (8, 8)]
+
+
+def exact(seed, *shape, signed=True):
+    """Multiples of 1/64, whose float32 sums are exact in any order."""
+    values = np.random.default_rng(seed).integers(-128 if signed else 0, 128, shape)
+    return torch.tensor(values / 64, dtype=torch.float32)
+
+
+def set_exact(layer, seed=0):
+    with torch.no_grad():
+        layer.weight.copy_(exact(seed, *layer.weight.shape))
+    return layer
+
+
+class SharedHead(nn.Module):
+    """A head that is called once a level."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 4, 3, padding=1)
+        self.tower = nn.Conv2d(4, 4, 3, padding=1)
+        self.last = nn.Conv2d(4, 2, 1)
+
+    def forward(self, levels):
+        return [self.last(F.relu(self.tower(F.relu(self.stem(x))))) for x in levels]
+
+
+class Checkpointed(nn.Module):
+    """A block whose forward pass may be computed again in the backward pass."""
+
+    def __init__(self, again=None):
+        super().__init__()
+        self.again = again
+        self.stem = nn.Conv2d(3, 4, 3, padding=1)
+        self.block = nn.Sequential(nn.Conv2d(4, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 4, 3, padding=1))
+        self.last = nn.Conv2d(4, 2, 1)
+
+    def forward(self, x):
+        x = F.relu(self.stem(x))
+        if self.again is None:
+            x = self.block(x)
+        else:
+            x = checkpoint(self.block, x, use_reentrant=self.again)
+        return self.last(F.relu(x))
+
+
+def small_net():
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 4, 3, padding=1),
+        nn.BatchNorm2d(4),
+        nn.ReLU(),
+        nn.Conv2d(4, 4, 3),
+        nn.Flatten(),
+        nn.Linear(4 * 16, 5),
+        nn.ReLU(),
+        nn.Linear(5, 2),
+    )
+
+
+def inputs(seed=0):
+    return torch.randn(2, 3, 6, 6, generator=torch.Generator().manual_seed(seed))
+
+
+def trained(net, steps=2, **quant):
+    quant = quant or dict(weight=dict(bits=3), activation=dict(bits=4))
+    net = mmgdrq.quantize(net, **quant).train()
+    for seed in range(steps):
+        net(inputs(seed))
+    net.state_dict()  # settles what the last iteration saw
+    return net
+
+
+def ranges(model):
+    """Buffers of all quantizers, as a checkpoint would hold them."""
+    return {k: v.clone() for k, v in model.state_dict().items() if 'quantizer' in k}
+
+
+def assert_same(a, b):
+    assert a.keys() == b.keys()
+    for key, value in a.items():
+        assert torch.equal(value, b[key]), key
+
+
+@pytest.mark.parametrize('group_size', [1, 4, -1])
+@pytest.mark.parametrize('bits', BITS)
+@pytest.mark.parametrize('signed', [False, True])
+@pytest.mark.parametrize('kind', ['conv', 'linear'])
+def test_output_is_the_float_layer_on_quantized_operands(kind, signed, bits, group_size):
+    weight_bits, input_bits = bits
+    config = dict(
+        weight=dict(bits=weight_bits, group_size=group_size, k=2.5),
+        activation=dict(bits=input_bits, k=2.0, range='mean'),
+    )
+    if kind == 'conv':
+        layer = mmgdrq.Conv2d(4, 6, 3, stride=2, padding=1, groups=2, **config)
+        x = exact(1, 2, 4, 7, 7, signed=signed)
+    else:
+        layer = mmgdrq.Linear(10, 6, **config)
+        x = exact(1, 3, 5, 10, signed=signed)
+    set_exact(layer)
+    layer.train()(x)
+    result = layer.eval()(x)
+    weight, values = layer.weight.detach().numpy(), x.numpy()
+    alphas = np.float32(2.5) * reference.mean_abs(weight, group_size)
+    weight = torch.from_numpy(reference.fake_quantize_weight(weight, alphas, weight_bits, group_size))
+    threshold = np.float32(2.0 * reference.statistic([values], 'mean'))
+    values = torch.from_numpy(reference.fake_quantize_activation(values, threshold, input_bits, signed))
+    if kind == 'conv':
+        expected = F.conv2d(values, weight, layer.bias, 2, 1, 1, 2)
+    else:
+        expected = F.linear(values, weight, layer.bias)
+    torch.testing.assert_close(result, expected, rtol=1e-5, atol=1e-5)
+    assert float((result - (layer_as_float(layer))(x)).abs().max()) > 1e-3, 'quantization changes something'
+
+
+def layer_as_float(layer):
+    if isinstance(layer, nn.Conv2d):
+        return lambda x: F.conv2d(x, layer.weight, layer.bias, 2, 1, 1, 2)
+    return lambda x: F.linear(x, layer.weight, layer.bias)
+
+
+def test_state_keys():
+    net = mmgdrq.quantize(small_net())
+    added = set(net.state_dict()) - set(small_net().state_dict())
+    buffers = ('format', 'threshold', 'signed', 'initialized')
+    expected = {'gdrq_stage'}
+    for name in ('0', '3', '5', '7'):
+        expected.add(f'{name}.weight_quantizer.format')
+        expected |= {f'{name}.activation_quantizer.{buffer}' for buffer in buffers}
+    assert added == expected
+
+
+def test_parameters_and_names_stay_the_same_objects():
+    net = small_net()
+    before = dict(net.named_parameters())
+    optimizer = torch.optim.SGD(net.parameters(), 0.1)
+    mmgdrq.quantize(net)
+    after = dict(net.named_parameters())
+    assert list(after) == list(before)
+    assert all(after[name] is before[name] for name in before)
+    old = {name: value.clone() for name, value in after.items()}
+    net.train()(inputs()).square().sum().backward()
+    optimizer.step()
+    assert all(not torch.equal(old[name], after[name]) for name in ('0.weight', '3.weight', '5.weight', '7.bias'))
+
+
+def test_hooks_and_aliases_stay():
+    net = small_net()
+    net.alias = net[3]
+    seen = []
+    net[3].register_forward_hook(lambda module, args, output: seen.append(module))
+    net.forward = lambda x: nn.Sequential(*list(net)[:3])(x)  # the alias is not a step of the sequence
+    conv = net[3]
+    mmgdrq.quantize(net)
+    assert net[3] is conv is net.alias
+    conv.train()(torch.rand(1, 4, 6, 6))
+    assert seen == [conv]
+    assert sum(layer is conv for layer in quantized_layers(net)) == 1
+
+
+def test_the_class_is_a_direct_subclass_of_torch():
+    net = mmgdrq.quantize(small_net())
+    assert type(net[3]).__mro__[1] is nn.Conv2d
+    assert type(net[5]).__mro__[1] is nn.Linear
+
+
+def test_a_float_checkpoint_loads():
+    net = mmgdrq.quantize(small_net())
+    torch.manual_seed(5)
+    state = {key: torch.randn_like(value.float()).to(value.dtype) for key, value in small_net().state_dict().items()}
+    result = net.load_state_dict(state, strict=False)
+    assert result.unexpected_keys == []
+    assert all('quantizer' in key or key == 'gdrq_stage' for key in result.missing_keys)
+    assert all(torch.equal(net.state_dict()[key], value) for key, value in state.items())
+
+
+@pytest.mark.parametrize('rule', ['mean', 'search', 'learned', 'minmax'])
+def test_copies_are_bit_equal(rule):
+    quant = dict(weight=dict(bits=3, range=rule, group_size=3), activation=dict(bits=4, range=rule))
+    net = trained(small_net(), **quant)
+    x = inputs(9)
+    expected = net.eval()(x)
+    fresh = mmgdrq.quantize(small_net(), **quant)
+    fresh.load_state_dict(net.state_dict())
+    stream = io.BytesIO()
+    torch.save(net.state_dict(), stream)
+    stream.seek(0)
+    stored = mmgdrq.quantize(small_net(), **quant)
+    stored.load_state_dict(torch.load(stream, weights_only=True))
+    for other in (copy.deepcopy(net), pickle.loads(pickle.dumps(net)), fresh, stored):
+        assert torch.equal(other.eval()(x), expected)
+        assert_same(ranges(other), ranges(net))
+        before = ranges(net)
+        other.train()(inputs(11) * 3)
+        assert_same(ranges(net), before)
+        if rule != 'learned':
+            assert any(not torch.equal(value, before[key]) for key, value in ranges(other).items())
+
+
+@pytest.mark.parametrize('rule', ['search', 'learned'])
+def test_loading_an_untrained_state_forgets_the_ranges(rule):
+    quant = dict(weight=dict(bits=3, range=rule), activation=dict(bits=4, range='mean'))
+    net, fresh = trained(small_net(), **quant), mmgdrq.quantize(small_net(), **quant)
+    net.load_state_dict(fresh.state_dict())
+    assert torch.equal(net.train()(inputs()), fresh.train()(inputs()))
+
+
+@pytest.mark.parametrize('rule', ['mean', 'active_mean', 'minmax'])
+def test_one_update_an_iteration_of_a_shared_layer(rule):
+    torch.manual_seed(1)
+    k = 1.0 if rule == 'minmax' else 3.0
+    config = dict(bits=8, range=rule, momentum=0.25, signed=False, **({} if rule == 'minmax' else dict(k=3.0)))
+    net = mmgdrq.quantize(SharedHead(), activation=config).train()
+    seen = []
+    net.tower.activation_quantizer.register_forward_pre_hook(lambda _, args: seen.append(args[0].detach().numpy()))
+    iterations = []
+    for seed in range(4):
+        levels = [torch.randn(1, 3, size, size) * (seed + 1) for size in (9, 5, 2)]
+        net(levels)
+        iterations.append(list(seen))
+        seen.clear()
+        if rule == 'minmax':  # the running maximum of several calls is a matter of its own
+            iterations[-1] = None
+    found = float(net.state_dict()['tower.activation_quantizer.threshold'])
+    if rule == 'minmax':
+        assert found > 0
+        return
+    assert all(len(calls) == 3 for calls in iterations)
+    assert found == pytest.approx(reference.running_threshold(iterations, k, 0.25, rule), rel=1e-5)
+
+
+def test_the_order_of_the_calls_does_not_matter():
+    torch.manual_seed(2)
+    net = mmgdrq.quantize(SharedHead())
+    other = copy.deepcopy(net)
+    levels = [torch.rand(1, 3, 4, 4), torch.rand(1, 3, 8, 8) * 9, torch.randn(1, 3, 2, 2)]
+    net.train()(levels)
+    other.train()(levels[::-1])
+    key = 'stem.activation_quantizer.'
+    assert bool(net.state_dict()[key + 'signed']) is bool(other.state_dict()[key + 'signed']) is True
+    assert float(net.state_dict()[key + 'threshold']) == pytest.approx(float(other.state_dict()[key + 'threshold']))
+
+
+def test_a_standalone_layer_updates_itself():
+    layer = mmgdrq.Linear(6, 2, activation=dict(k=2.0, range='mean', momentum=0.5)).train()
+    calls = [torch.rand(3, 6) * scale for scale in (1, 5, 2)]
+    for x in calls:
+        layer(x)
+    expected = reference.running_threshold([[x.numpy()] for x in calls], 2.0, 0.5)
+    assert float(layer.activation_quantizer.threshold) == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize('again', [False, True])
+def test_activation_checkpointing(again):
+    results = []
+    for mode in (None, again):
+        torch.manual_seed(3)
+        net = mmgdrq.quantize(Checkpointed(mode), activation=dict(bits=4, momentum=0.3)).train()
+        grads = []
+        for seed in range(3):
+            net.zero_grad()
+            net(inputs(seed) * (seed + 1)).square().sum().backward()
+            grads.append({name: p.grad.clone() for name, p in net.named_parameters()})
+        results.append((grads, ranges(net)))
+    for one, two in zip(results[0][0], results[1][0]):
+        assert_same(one, two)
+    assert_same(results[0][1], results[1][1])
+    assert float(results[0][0][0]['block.0.weight'].abs().sum()) > 0
+
+
+def test_empty_inputs_pass_and_change_nothing():
+    net = mmgdrq.quantize(SharedHead()).train()
+    empty = torch.zeros(0, 3, 4, 4)
+    before = ranges(net)
+    out = net([empty])[0]
+    assert out.shape == (0, 2, 4, 4)
+    assert_same(ranges(net), before)
+    net([torch.rand(1, 3, 4, 4)])
+    before = ranges(net)
+    net([empty])
+    assert_same(ranges(net), before)
+    assert net.eval()([empty])[0].shape == (0, 2, 4, 4)
+
+
+def test_all_zero_input_waits_for_the_first_real_one():
+    net = trained_on_zeros = mmgdrq.quantize(small_net()).train()
+    trained_on_zeros(torch.zeros(2, 3, 6, 6))
+    assert not bool(net.state_dict()['0.activation_quantizer.initialized'])
+    net(inputs())
+    state = net.state_dict()
+    assert bool(state['0.activation_quantizer.initialized'])
+    assert bool(state['0.activation_quantizer.signed'])
+    assert float(state['0.activation_quantizer.threshold']) > 0
+
+
+@pytest.mark.parametrize('bad', [float('nan'), float('inf')])
+def test_a_first_batch_that_is_not_finite_names_the_layer(bad):
+    net = mmgdrq.quantize(SharedHead()).train()
+    x = torch.rand(1, 3, 4, 4)
+    x[0, 0, 0, 0] = bad
+    with pytest.raises(QuantizationError, match='stem: its first input is not finite'):
+        net([x])
+
+
+@pytest.mark.parametrize('bad', [float('nan'), float('inf')])
+def test_a_later_batch_that_is_not_finite_leaves_the_ranges(bad):
+    net = trained(small_net())
+    before = ranges(net)
+    x = inputs()
+    x[0, 0, 0, 0] = bad
+    net(x)
+    after = ranges(net)
+    assert torch.equal(after['0.activation_quantizer.threshold'], before['0.activation_quantizer.threshold'])
+    net(inputs())
+    assert all(bool(value.isfinite().all()) for key, value in ranges(net).items() if key.endswith('threshold'))
+
+
+def test_eval_before_training_names_the_layer():
+    net = mmgdrq.quantize(small_net()).eval()
+    with pytest.raises(QuantizationError, match='0: its activation range was never set'):
+        net(inputs())
+    float_weights = mmgdrq.quantize(small_net()).eval()
+    float_weights.load_state_dict(small_net().state_dict(), strict=False)
+    with pytest.raises(QuantizationError, match='float checkpoint'):
+        float_weights(inputs())
+
+
+@pytest.mark.parametrize('rule', ['mean', 'search', 'learned', 'minmax'])
+def test_eval_changes_no_buffer(rule):
+    quant = dict(weight=dict(bits=3, range=rule), activation=dict(bits=4, range=rule))
+    net = trained(small_net(), **quant).eval()
+    before = {key: value.clone() for key, value in net.state_dict().items()}
+    first = net(inputs(20) * 10)
+    net(inputs(21))
+    assert torch.equal(net(inputs(20) * 10), first)
+    assert_same({key: value.clone() for key, value in net.state_dict().items()}, before)
+
+
+def test_frozen_ranges_stay():
+    net = trained(small_net())
+    net.gdrq_frozen = True
+    before = ranges(net)
+    for seed in range(3):
+        net.train()(inputs(seed) * 10)
+    assert_same(ranges(net), before)
+    net.gdrq_frozen = False
+    net(inputs() * 10)
+    after = ranges(net)
+    key = '0.activation_quantizer.threshold'
+    assert float(after[key]) > float(before[key])
+
+
+def test_bfloat16_autocast():
+    net = mmgdrq.quantize(small_net()).train()
+    with torch.autocast('cpu', torch.bfloat16):
+        out = net(inputs())
+        loss = out.float().square().sum()
+    assert out.dtype == torch.bfloat16
+    loss.backward()
+    assert all(p.grad is not None and bool(p.grad.isfinite().all()) for p in net.parameters())
+    assert float(net[3].weight.grad.abs().sum()) > 0
+    for key, value in ranges(net).items():
+        if key.endswith('threshold'):
+            assert value.dtype == torch.float32
+            assert float(value) > 0
+
+
+def test_a_float_tensor_of_a_layer_stays_float():
+    layer = mmgdrq.Linear(4, 3, weight=dict(bits=32), activation=dict(bits=4)).train()
+    x = torch.rand(5, 4)
+    layer(x)
+    values = reference.fake_quantize_activation(x.numpy(), float(layer.activation_quantizer.threshold), 4, False)
+    torch.testing.assert_close(layer(x).detach(), F.linear(torch.from_numpy(values), layer.weight, layer.bias).detach())
+    layer = mmgdrq.Linear(4, 3, weight=dict(bits=2), activation=dict(bits=32)).train()
+    weight = layer.weight.detach().numpy()
+    quantized = reference.fake_quantize_weight(weight, 2 * reference.mean_abs(weight, 1), 2, 1)
+    expected = F.linear(x, torch.from_numpy(quantized), layer.bias)
+    torch.testing.assert_close(layer(x).detach(), expected.detach())
+
+
+@pytest.mark.parametrize('group_size', [1, 2, -1])
+def test_gradient_scale_of_a_learned_weight_range_counts_the_group(group_size):
+    torch.manual_seed(4)
+    layer = mmgdrq.Linear(
+        8, 4, bias=False, weight=dict(bits=2, range='learned', group_size=group_size), activation=dict(bits=32)
+    )
+    x = torch.eye(8)
+    layer(x).sum().backward()
+    alpha = layer.weight_quantizer.alpha
+    weight, step = layer.weight.detach(), alpha.detach() / 2
+    groups = reference.groups(4, group_size)
+    for number, part in enumerate(groups):
+        scaled = weight[part] / step[number]
+        inside = (scaled >= -2) & (scaled <= 1)
+        slope = torch.where(inside, scaled.round() - scaled, scaled.clamp(-2, 1)).sum()
+        expected = float(slope) * (weight[part].numel() * 1) ** -0.5 / 2  # step = alpha / 2
+        assert float(alpha.grad[number]) == pytest.approx(expected, rel=1e-4)
+
+
+def test_training_a_quantized_net_gives_no_warning():
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        net = mmgdrq.quantize(small_net()).train()
+        net(inputs()).sum().backward()
