@@ -13,7 +13,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Dict, List
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = 'configs/gdrq/'
@@ -45,12 +44,12 @@ def main() -> None:
 class Demo:
     """The steps, their folders and their results."""
 
-    def __init__(self, work_dir: Path, data: str, options: List[str], again: bool) -> None:
+    def __init__(self, work_dir: Path, data: str, options: list[str], again: bool) -> None:
         self.work_dir, self.data, self.again = work_dir, data, again
         self.options = [*data_options(data), *options]
         self.summary = work_dir / 'summary.json'
         self.picture = work_dir / 'detections.png'
-        self.results: Dict[str, Dict[str, float]] = {}
+        self.results: dict[str, dict[str, float]] = {}
         self.key = hashlib.sha256(' '.join(self.options).encode())
         for pattern in SOURCES:
             for file in sorted(ROOT.glob(pattern)):
@@ -122,7 +121,7 @@ class Demo:
         return '\n'.join(lines)
 
 
-def data_options(data: str) -> List[str]:
+def data_options(data: str) -> list[str]:
     """Config options that point the digits' data sets at ``data``."""
     options = [f'{split}_dataloader.dataset.data_root={data}' for split in ('train', 'val', 'test')]
     return options + [
@@ -130,7 +129,7 @@ def data_options(data: str) -> List[str]:
     ]
 
 
-def average_precision(annotations: str, predictions: str) -> Dict[str, float]:
+def average_precision(annotations: str, predictions: str) -> dict[str, float]:
     """COCO AP (0.50:0.95) and AP50 of a result file; CocoMetric rounds its own to three digits."""
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
@@ -156,7 +155,7 @@ def size_mb(path: Path) -> float:
     return sum(tensor.numel() * tensor.element_size() for tensor in state.values()) / 1e6
 
 
-def draw(config: str, checkpoint: Path, options: List[str], out: Path, images: int = 8) -> None:
+def draw(config: str, checkpoint: Path, options: list[str], out: Path, images: int = 8) -> None:
     """Draw detections of a model on test images, side by side."""
     import cv2
     import numpy as np

@@ -3,7 +3,7 @@
 import io
 from dataclasses import asdict, dataclass
 from itertools import islice
-from typing import Any, Dict, List
+from typing import Any
 
 import torch
 from mmengine.model import is_model_wrapper
@@ -32,13 +32,13 @@ class Report:
     out: str
     layers: int
     in_norm: int
-    not_reached: List[str]
+    not_reached: list[str]
     worst_layer: str
     worst_error: float
     quantized_mb: float
     folded_mb: float
 
-    def as_dict(self) -> Dict[str, Any]:
+    def as_dict(self) -> dict[str, Any]:
         """The report for json."""
         return asdict(self)
 
