@@ -4,6 +4,7 @@ import argparse
 import os
 import os.path as osp
 import sys
+import zipfile
 from collections.abc import Iterator
 from typing import Any, Callable
 
@@ -12,7 +13,7 @@ from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
 from .deploy import is_deployed
-from .errors import ConfigError, MMGDRQError
+from .errors import CheckpointError, ConfigError, MMGDRQError
 
 DATA_FREE_CONFIG = 'configs/gdrq/faster_rcnn_r18_fpn_digits_w2a4.py'
 
@@ -73,10 +74,29 @@ def use_checkpoint(cfg: Config, path: str) -> None:
         cfg.load_from = None
         add_hook(cfg, type='mmgdrq.DeployedModelHook', path=path)
         return
-    if '://' not in path and not osp.isfile(path):
-        raise ConfigError(f'checkpoint: {path} does not exist')
+    check_checkpoint(path)
     cfg.load_from = path
     add_hook(cfg, type='mmgdrq.CheckpointFitHook')
+
+
+def check_checkpoint(path: str) -> None:
+    """Check that a local checkpoint exists and is whole; a URL is left to mmengine.
+
+    Raises:
+        ConfigError: it does not exist.
+        CheckpointError: it is empty or was cut off.
+    """
+    if '://' in path:
+        return
+    if not osp.isfile(path):
+        raise ConfigError(f'checkpoint: {path} does not exist')
+    with open(path, 'rb') as stream:
+        start = stream.read(2)
+    if not start or (start == b'PK' and not zipfile.is_zipfile(path)):
+        raise CheckpointError(
+            f'checkpoint: {path} is empty or cut off ({osp.getsize(path):,} bytes). Copy it again, or use '
+            'an earlier one'
+        )
 
 
 def check_data(cfg: Config, *splits: str) -> None:

@@ -33,6 +33,8 @@ def main() -> None:
         cfg.resume, cfg.load_from = True, None
     elif args.resume:
         cfg.resume, cfg.load_from = True, args.resume
+    if cfg.get('load_from'):
+        cli.check_checkpoint(cfg.load_from)
     cli.add_hook(cfg, type='mmgdrq.CheckpointFitHook')
     cli.build_runner(cfg).train()
 

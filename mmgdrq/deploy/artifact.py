@@ -4,6 +4,7 @@ Weights are stored as packed integer codes at their real bit-width. There is no 
 written beside its final place and renamed, so that a half-written one never has the final name.
 """
 
+import copy
 import hashlib
 import json
 import os
@@ -84,17 +85,31 @@ def load_folded(model: nn.Module, path: PathLike) -> nn.Module:
     path = Path(path)
     manifest = read_manifest(path)
     tensors = _read_tensors(path, manifest)
+    try:
+        _become(copy.deepcopy(model), path, manifest, tensors)  # a rehearsal, so that an error changes nothing
+    except CheckpointError:
+        raise
+    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f'{path}: its {MANIFEST} is altered or does not fit the model ({error!r}). Write it again with '
+            'tools/deploy.py'
+        ) from None
+    return _become(model, path, manifest, tensors)
+
+
+def _become(model: nn.Module, path: Path, manifest: dict[str, Any], tensors: dict[str, Tensor]) -> nn.Module:
+    entries = manifest['layers']
     layers = {name: layer for name, layer in model.named_modules() if is_quantized(layer)}
-    _check_fit(path, layers, manifest['layers'])
-    weights = {name: _weight_of(path, name, entry, tensors) for name, entry in manifest['layers'].items()}
-    for name, entry in manifest['layers'].items():
+    _check_fit(path, layers, entries)
+    weights = {name: _weight_of(path, name, entry, tensors) for name, entry in entries.items()}
+    for name, entry in entries.items():
         become_folded(layers[name], entry)
         _adopt_norm_affine(model, entry['norm'], tensors)
     state = {**tensors, **{f'{name}.weight': value for name, value in weights.items()}}
     state.update({alias: state[key] for alias, key in _alias_keys(model).items() if key in state})
     _check_state(path, model.state_dict(), state)
     model.load_state_dict(state)
-    model.gdrq_folded = manifest['layers']
+    model.gdrq_folded = entries
     return model.eval()
 
 
@@ -198,8 +213,8 @@ def _check_fit(path: Path, layers: dict[str, nn.Module], entries: dict[str, Any]
 
 def _adopt_norm_affine(model: nn.Module, norm: str, tensors: dict[str, Tensor]) -> None:
     """A BN without affine parameters got them by folding."""
-    if norm and f'{norm}.weight' in tensors and model.get_submodule(norm).weight is None:
-        module = model.get_submodule(norm)
+    module = model.get_submodule(norm) if norm else None
+    if norm and f'{norm}.weight' in tensors and module.weight is None:
         module.weight = nn.Parameter(torch.ones_like(module.running_mean))
         module.bias = nn.Parameter(torch.zeros_like(module.running_mean))
 

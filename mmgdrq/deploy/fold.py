@@ -68,12 +68,13 @@ def find_pairs(model: nn.Module, example: Example = None) -> Pairs:
     """The BN of every layer that has a certain one; see :func:`fold` for ``example``."""
     if example is None:
         return pairs_by_structure(model)
-    training = model.training
+    training = [module for module in model.modules() if module.training]
     model.eval()
     try:
         return pairs_by_trace(model, lambda: run_example(model, example))
     finally:
-        model.train(training)
+        for module in training:  # not model.train(): parts of it may be in eval mode, such as a frozen BN
+            module.training = True
 
 
 def run_example(model: nn.Module, example: Example) -> object:

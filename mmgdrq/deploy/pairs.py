@@ -30,7 +30,7 @@ def pairs_by_trace(model: nn.Module, run: Callable[[], object]) -> Pairs:
     """
     trace = _Trace(model)
     with torch.no_grad(), trace:
-        run()
+        trace.leaves(run())
     return trace.pairs()
 
 
@@ -82,6 +82,7 @@ class _Trace(TorchFunctionMode):
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
+        self.model = model
         self.names = {id(module): name for name, module in reversed(list(model.named_modules()))}
         self.modules = [m for m in model.modules() if is_quantized(m) or isinstance(m, _BatchNorm)]
         self.producer: dict[int, str] = {}
@@ -96,6 +97,8 @@ class _Trace(TorchFunctionMode):
             enter = self._enter_norm if isinstance(module, _BatchNorm) else self._enter_layer
             self.handles.append(module.register_forward_pre_hook(enter))
             self.handles.append(module.register_forward_hook(self._leave))
+        if self.model not in self.modules:
+            self.handles.append(self.model.register_forward_hook(lambda module, args, output: self.leaves(output)))
         return super().__enter__()
 
     def __exit__(self, *args):
@@ -120,6 +123,10 @@ class _Trace(TorchFunctionMode):
                 found[name] = norm
         return found
 
+    def leaves(self, output) -> None:
+        """Note that ``output`` leaves the model."""
+        self._read(output, 'the output of the model')
+
     def _enter_layer(self, module, args) -> None:
         self._read(args, f'layer {self.names[id(module)]}')
         self.inside += 1
@@ -130,8 +137,8 @@ class _Trace(TorchFunctionMode):
         self.sources.setdefault(norm, set()).update(sources)
         self.inside += 1
 
-    def _read(self, args, reader: str) -> set[str]:
-        sources = {self.producer[id(t)] for t in _tensors(args) if id(t) in self.producer}
+    def _read(self, value, reader: str) -> set[str]:
+        sources = {self.producer[id(t)] for t in _tensors(value) if id(t) in self.producer}
         for source in sources:
             self.readers[source].add(reader)
         return sources

@@ -61,7 +61,7 @@ class WeightQuantizer(_Quantizer):
 
     def __init__(self, spec: WeightSpec, weight: Tensor) -> None:
         k = spec.multiplier if spec.range == 'mean' else 0.0
-        super().__init__(spec, [spec.bits, spec.group_size, spec.narrow_range, k])
+        super().__init__(spec, [spec.bits, spec.group_size, spec.narrow, k])
         self.stateful = spec.range in ('search', 'learned')
         if not self.stateful:
             return
@@ -79,7 +79,10 @@ class WeightQuantizer(_Quantizer):
             return weight
         step = weight_step(weight, self.range_of(weight), self.spec)
         if self.spec.range == 'learned':
-            return fake_quantize_learned(weight, step, self.spec.code_limits)
+            # the filters of a group share one step, so its gradient counts the elements of all of them
+            shared = weight.numel() / self.alpha.numel()
+            scale = (shared * max(self.spec.code_limits[1], 1)) ** -0.5
+            return fake_quantize_learned(weight, step, self.spec.code_limits, scale)
         return fake_quantize_weight(weight, step, self.spec.code_limits)
 
     def range_of(self, weight: Tensor) -> Tensor:
@@ -100,6 +103,10 @@ class WeightQuantizer(_Quantizer):
         """Search the range again for the present weight."""
         self.alpha.copy_(weight_range(weight, self.spec))
         self.initialized.fill_(True)
+
+    def _load_from_state_dict(self, *args) -> None:
+        super()._load_from_state_dict(*args)
+        self._ready = False
 
     @staticmethod
     def describe(layout: Tensor) -> str:

@@ -8,13 +8,17 @@ import torch
 from torch import Tensor
 
 
+def _size(filters: int, group_size: int) -> int:
+    return filters if group_size == -1 else min(group_size, filters)
+
+
 def num_groups(filters: int, group_size: int) -> int:
     """Number of groups of a layer.
 
     >>> num_groups(10, 4), num_groups(10, 1), num_groups(10, -1)
     (3, 10, 1)
     """
-    size = filters if group_size == -1 else group_size
+    size = _size(filters, group_size)
     return -(-filters // size)
 
 
@@ -25,7 +29,7 @@ def group_sizes(filters: int, group_size: int, device=None) -> Tensor:
     tensor([4., 4., 2.])
     """
     groups = num_groups(filters, group_size)
-    size = filters if group_size == -1 else group_size
+    size = _size(filters, group_size)
     starts = torch.arange(groups, device=device) * size
     return (filters - starts).clamp(max=size).float()
 
@@ -38,7 +42,7 @@ def per_filter(values: Tensor, filters: int, group_size: int) -> Tensor:
     """
     if group_size == 1:
         return values
-    if group_size == -1:
+    if values.shape[0] == 1:
         return values.expand(filters)
     return values.repeat_interleave(group_size)[:filters]
 
@@ -54,7 +58,7 @@ def per_group(values: Tensor, group_size: int, pad: float = 0.0) -> Tensor:
             [5., 0.]])
     """
     filters = values.shape[0]
-    size = filters if group_size == -1 else group_size
+    size = _size(filters, group_size)
     missing = num_groups(filters, group_size) * size - filters
     if missing:
         padding = values.new_full((missing, *values.shape[1:]), pad)

@@ -92,7 +92,7 @@ def scale_clip_(weight: Tensor, spec: WeightSpec) -> Tensor:
     tensor([[ 1., -1.,  1., -6.]])
     """
     with torch.no_grad():
-        bound = group_mean_abs(weight, spec.group_size) * spec.multiplier
+        bound = group_mean_abs(weight, spec.group_size) * spec.clip_multiplier
         bound = broadcast_filters(per_filter(bound, weight.shape[0], spec.group_size), weight).to(weight.dtype)
         return torch.clamp(weight, -bound, bound, out=weight)
 

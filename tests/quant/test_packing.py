@@ -53,7 +53,7 @@ def test_a_code_that_does_not_fit(code):
 def test_wrong_number_of_bytes(change):
     packed = pack(torch.zeros(11), 3, -4)
     wrong = packed.new_zeros(packed.numel() + change)
-    with pytest.raises(ValueError, match='5 bytes of torch.uint8'):
+    with pytest.raises(ValueError, match=r'5 bytes of torch\.uint8'):
         unpack(wrong, 3, -4, (11,))
 
 

@@ -45,7 +45,7 @@ def test_figure_five(name, loss, ratio, slack):
 
 @pytest.mark.parametrize(('name', 'ratio'), [('laplace', 2.3), ('gaussian', 2.1), ('uniform', 1.9)])
 def test_two_bit_ratios(name, ratio):
-    spec = WeightSpec(bits=2)
+    spec = WeightSpec(bits=2, narrow_range=False)
     values = sample(name)
     alpha = search_range(torch.from_numpy(values)[None], spec.levels, spec.code_limits, p=1)
     assert float(alpha) / np.abs(values).mean() == pytest.approx(ratio, abs=0.1)

@@ -131,8 +131,19 @@ def test_grids_are_those_of_the_method(bits, flag):
     assert (*spec.code_limits(flag), spec.levels(flag)) == reference.activation_grid(bits, flag)
 
 
+def test_two_bits_are_symmetric_unless_asked_otherwise():
+    assert WeightSpec(bits=2).code_limits == (-1, 1)
+    assert WeightSpec(bits=2, narrow_range=False).code_limits == (-2, 1)
+    for bits in range(3, 9):
+        assert WeightSpec(bits=bits).code_limits == WeightSpec(bits=bits, narrow_range=False).code_limits
+
+
 def test_default_multipliers():
-    assert WeightSpec(bits=2).multiplier == 2.0, 'the fixed point of k = 2 is the uniform distribution'
+    full = WeightSpec(bits=2, narrow_range=False)
+    assert full.multiplier == full.clip_multiplier == 2.0, 'the fixed point of k = 2 is the uniform distribution'
+    for bits in range(2, 9):
+        assert WeightSpec(bits=bits).clip_multiplier >= 2.0, 'Scale-Clip below k = 2 shrinks the weights'
+    assert WeightSpec(bits=2, k=1.2).clip_multiplier == 1.2
     for cls_args in ((WeightSpec, ()), (ActivationSpec, (False,)), (ActivationSpec, (True,))):
         cls, args = cls_args
         specs = [cls(bits=bits) for bits in range(2, 9)]

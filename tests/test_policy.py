@@ -1,0 +1,288 @@
+"""Which layer is quantized to what, and why."""
+
+import pytest
+from torch import nn
+from torch.nn.utils import parametrizations
+
+import mmgdrq
+from mmgdrq.errors import ConfigError
+from mmgdrq.policy import is_prediction
+
+
+def conv(inputs, outputs, size=3):
+    return nn.Conv2d(inputs, outputs, size)
+
+
+def tree(**children):
+    module = nn.Module()
+    for name, child in children.items():
+        module.add_module(name, child)
+    return module
+
+
+def conv_module(inputs, outputs):
+    return tree(conv=conv(inputs, outputs), bn=nn.BatchNorm2d(outputs))
+
+
+def classifier():
+    return tree(
+        backbone=tree(conv1=conv(3, 8), bn1=nn.BatchNorm2d(8), layer1=nn.Sequential(conv(8, 8), conv(8, 8))),
+        head=tree(fc=nn.Linear(8, 10)),
+    )
+
+
+def retina():
+    return tree(
+        backbone=tree(conv1=conv(3, 8), layer1=nn.Sequential(conv(8, 8))),
+        neck=tree(lateral_convs=nn.ModuleList([conv_module(8, 8)]), fpn_convs=nn.ModuleList([conv_module(8, 8)])),
+        bbox_head=tree(
+            cls_convs=nn.ModuleList([conv_module(8, 8), conv_module(8, 8)]),
+            reg_convs=nn.ModuleList([conv_module(8, 8)]),
+            retina_cls=conv(8, 9),
+            retina_reg=conv(8, 4),
+        ),
+    )
+
+
+def faster_rcnn():
+    return tree(
+        backbone=tree(conv1=conv(3, 8), layer1=nn.Sequential(conv(8, 8))),
+        rpn_head=tree(rpn_conv=conv(8, 8), rpn_cls=conv(8, 1, 1), rpn_reg=conv(8, 4, 1)),
+        roi_head=tree(
+            bbox_head=tree(shared_fcs=nn.ModuleList([nn.Linear(8, 8)]), fc_cls=nn.Linear(8, 3), fc_reg=nn.Linear(8, 8)),
+            mask_head=tree(convs=nn.ModuleList([conv_module(8, 8)]), conv_logits=conv(8, 2, 1)),
+        ),
+    )
+
+
+def segmentor():
+    return tree(
+        backbone=tree(stem=nn.Sequential(conv(3, 8), conv(8, 8)), layer1=nn.Sequential(conv(8, 8))),
+        decode_head=tree(bottleneck=conv_module(8, 8), conv_seg=conv(8, 5, 1)),
+        auxiliary_head=tree(convs=nn.Sequential(conv_module(8, 8)), conv_seg=conv(8, 5, 1)),
+    )
+
+
+def rows(model, **quant):
+    return {row.name: row for row in mmgdrq.plan(model, **quant)}
+
+
+def at_eight(model):
+    return {name for name, row in rows(model, weight=dict(bits=2)).items() if row.weight and row.weight.bits == 8}
+
+
+@pytest.mark.parametrize(
+    ('build', 'edges'),
+    [
+        (classifier, {'backbone.conv1', 'head.fc'}),
+        (retina, {'backbone.conv1', 'bbox_head.retina_cls', 'bbox_head.retina_reg'}),
+        (
+            faster_rcnn,
+            {
+                'backbone.conv1',
+                'rpn_head.rpn_cls',
+                'rpn_head.rpn_reg',
+                'roi_head.bbox_head.fc_cls',
+                'roi_head.bbox_head.fc_reg',
+                'roi_head.mask_head.conv_logits',
+            },
+        ),
+        (segmentor, {'backbone.stem.0', 'decode_head.conv_seg', 'auxiliary_head.conv_seg'}),
+    ],
+)
+def test_default_policy(build, edges):
+    model = build()
+    assert at_eight(model) == edges
+    for name, row in rows(model, weight=dict(bits=2), activation=dict(bits=4)).items():
+        assert (row.weight.bits, row.activation.bits) == ((8, 8) if name in edges else (2, 4))
+        assert row.reason == {True: 'reads the image', False: 'prediction layer'}[name.startswith('backbone')] * (
+            name in edges
+        )
+
+
+def test_a_plain_net_has_its_first_and_last_layer_at_eight_bits():
+    net = nn.Sequential(nn.Linear(20, 8), nn.Linear(8, 8), nn.Linear(8, 2))
+    assert at_eight(net) == {'0', '2'}
+
+
+def test_edges_keep_what_is_above_eight_bits():
+    model = rows(classifier(), weight=dict(bits=32), activation=dict(bits=4))
+    assert model['backbone.conv1'].weight.bits == 32
+    assert model['backbone.conv1'].activation.bits == 8
+
+
+@pytest.mark.parametrize(
+    ('name', 'prediction'),
+    [
+        ('bbox_head.fc_cls', True),
+        ('head.fc_cls', True),
+        ('bbox_head.conv_centerness', True),
+        ('bbox_head.heatmap_head.1', False),
+        ('backbone.fc_cls', False),
+        ('bbox_head.cls_convs.1.conv', False),
+        ('bbox_head.reg_convs.0', False),
+        ('bbox_head.multi_level_conv_cls.0', True),
+        ('decode_head.conv_seg', True),
+        ('decode_head.convs.0.conv', False),
+    ],
+)
+def test_names_of_predictions(name, prediction):
+    assert is_prediction(name) is prediction
+
+
+def test_later_rules_win():
+    rules = [
+        dict(pattern='backbone', weight=dict(bits=3, group_size=4)),
+        dict(pattern='backbone.layer1.0', weight=dict(bits=5)),
+    ]
+    found = rows(classifier(), rules=rules)
+    assert found['backbone.layer1.1'].weight.bits == 3
+    assert found['backbone.layer1.1'].reason == 'by rules[0]'
+    assert (found['backbone.layer1.0'].weight.bits, found['backbone.layer1.0'].weight.group_size) == (5, 4)
+    assert found['backbone.layer1.0'].reason == 'by rules[1]'
+    assert found['backbone.conv1'].weight.bits == 3, 'a rule outweighs the default of 8 bits'
+    assert found['backbone.conv1'].activation.bits == 8
+    assert found['head.fc'].weight.bits == 8
+    reversed_rules = rows(classifier(), rules=rules[::-1])
+    assert reversed_rules['backbone.layer1.0'].weight.bits == 3
+
+
+def test_patterns_match_subtrees_and_globs_but_no_prefixes():
+    def matched(pattern):
+        found = rows(retina(), rules=[dict(pattern=pattern, skip=True)])
+        return {name for name, row in found.items() if not row.quantized}
+
+    assert matched('neck') == matched('neck.') == {'neck.lateral_convs.0.conv', 'neck.fpn_convs.0.conv'}
+    assert matched('*.cls_convs.*') == {'bbox_head.cls_convs.0.conv', 'bbox_head.cls_convs.1.conv'}
+    assert matched('bbox_head.retina_*') == {'bbox_head.retina_cls', 'bbox_head.retina_reg'}
+    assert matched('backbone.layer1.0') == {'backbone.layer1.0'}
+    with pytest.raises(ConfigError, match='matches no layer'):
+        matched('backbone.lay')
+
+
+def test_kinds():
+    found = rows(faster_rcnn(), rules=[dict(kind='linear', weight=dict(bits=6))])
+    assert {name for name, row in found.items() if row.weight.bits == 6} == {
+        'roi_head.bbox_head.shared_fcs.0',
+        'roi_head.bbox_head.fc_cls',
+        'roi_head.bbox_head.fc_reg',
+    }
+    found = rows(faster_rcnn(), rules=[dict(pattern='roi_head', kind='conv', skip=True)])
+    assert {name for name, row in found.items() if not row.quantized} == {
+        'roi_head.mask_head.convs.0.conv',
+        'roi_head.mask_head.conv_logits',
+    }
+
+
+@pytest.mark.parametrize(
+    ('rules', 'match'),
+    [
+        ([dict(pattern='bakbone.conv1', skip=True)], r"rules\[0\].*matches no layer.*'backbone.conv1'"),
+        ([dict(pattern='neck', skip=True), dict(pattern='head.x', skip=True)], r'rules\[0\].*matches no layer'),
+        ([dict(patern='head', skip=True)], r"rules\[0\]: unknown key 'patern'. Did you mean 'pattern'"),
+        ([dict(pattern='head', weights=dict(bits=4))], "unknown key 'weights'. Did you mean 'weight'"),
+        ([dict(pattern='head', weight=dict(bit=4))], r"rules\[0\].weight: unknown key 'bit'. Did you mean 'bits'"),
+        ([dict(pattern='head', weight=dict(bits=1))], r'rules\[0\].weight: bits=1'),
+        ([dict(pattern='head', activation=4)], r'rules\[0\].activation: expected a dict'),
+        ([dict(skip=True)], 'needs a pattern, a kind or both'),
+        ([dict(pattern='head')], 'either skip=True or'),
+        ([dict(pattern='head', skip=False)], 'either skip=True or'),
+        ([dict(pattern='head', skip=True, weight=dict(bits=4))], 'either skip=True or'),
+        ([dict(pattern='head', skip=1)], 'skip=1 is not True or False'),
+        ([dict(pattern=3, skip=True)], 'pattern=3 is not a text'),
+        ([dict(kind='dense', skip=True)], "kind='dense' is unknown"),
+        (dict(pattern='head', skip=True), 'expected a list of dicts'),
+        ('head', 'expected a list of dicts'),
+        (['head'], r'rules\[0\]: expected a dict'),
+        ([dict(pattern='head', skip=True), dict(pattern='head', weight=dict(bits=4))], r'rules\[1\].*skipped by an'),
+    ],
+)
+def test_wrong_rules(rules, match):
+    with pytest.raises(ConfigError, match=match):
+        mmgdrq.plan(classifier(), rules=rules)
+
+
+def test_32_bits_is_float():
+    found = rows(classifier(), rules=[dict(pattern='head', weight=dict(bits=32), activation=dict(bits=32))])
+    assert not found['head.fc'].quantized
+    assert '32 bits asked' in found['head.fc'].reason
+    found = rows(classifier(), rules=[dict(pattern='head', weight=dict(bits=32))])
+    assert found['head.fc'].quantized
+    assert found['head.fc'].activation.bits == 8
+
+
+class Unusual(nn.Conv2d):
+    """A convolution with a forward pass of its own."""
+
+
+def odd_model():
+    return tree(
+        backbone=tree(conv1=conv(3, 8), odd=Unusual(8, 8, 3), deconv=nn.ConvTranspose2d(8, 8, 2)),
+        encoder=tree(
+            attention=nn.MultiheadAttention(8, 2),
+            spectral=parametrizations.spectral_norm(nn.Linear(8, 8)),
+            embed=nn.Embedding(9, 8),
+            norm=nn.LayerNorm(8),
+            middle=nn.Linear(8, 8),
+        ),
+        head=tree(fc=nn.Linear(8, 2)),
+    )
+
+
+def test_unsupported_layers_get_a_reason():
+    found = rows(odd_model())
+    reasons = {name: row.reason for name, row in found.items() if not row.quantized}
+    assert reasons.pop('backbone.odd') == 'Unusual has no quantized counterpart'
+    assert reasons.pop('backbone.deconv') == 'ConvTranspose2d has no quantized counterpart'
+    assert reasons.pop('encoder.attention') == 'MultiheadAttention has no quantized counterpart'
+    assert 'without calling the layer' in reasons.pop('encoder.attention.out_proj')
+    assert 'has no quantized counterpart' in reasons['encoder.spectral'] or 'norm' in reasons['encoder.spectral']
+    assert {name for name, row in found.items() if row.quantized} == {'backbone.conv1', 'encoder.middle', 'head.fc'}
+    assert 'encoder.embed' not in found
+    assert 'encoder.norm' not in found
+
+
+def test_a_rule_for_unsupported_layers_only():
+    with pytest.raises(ConfigError, match=r"matches only layers that cannot be quantized, such as 'backbone.deconv'"):
+        mmgdrq.plan(odd_model(), rules=[dict(pattern='backbone.deconv', weight=dict(bits=4))])
+    mmgdrq.plan(odd_model(), rules=[dict(pattern='backbone.deconv', skip=True)])
+
+
+@pytest.mark.parametrize(
+    ('model', 'quant'),
+    [
+        (nn.Sequential(nn.ReLU()), {}),
+        (nn.Sequential(nn.ConvTranspose2d(3, 4, 2)), {}),
+        (nn.Sequential(nn.Linear(3, 4)), dict(rules=[dict(pattern='*', skip=True)])),
+        (nn.Sequential(nn.Linear(3, 4)), dict(weight=dict(bits=32), activation=dict(bits=32))),
+    ],
+)
+def test_nothing_to_quantize_is_an_error(model, quant):
+    with pytest.raises(ConfigError, match='nothing would be quantized'):
+        mmgdrq.quantize(model, **quant)
+
+
+def test_a_plan_changes_nothing():
+    model = classifier()
+    before = repr(model), list(model.state_dict())
+    mmgdrq.plan(model, weight=dict(bits=3))
+    assert (repr(model), list(model.state_dict())) == before
+
+
+def test_a_shared_layer_is_one_row():
+    shared = conv(8, 8)
+    model = tree(backbone=tree(conv1=conv(3, 8)), head=tree(a=shared, b=shared, fc_cls=nn.Linear(8, 2)))
+    assert list(rows(model)) == ['backbone.conv1', 'head.a', 'head.fc_cls']
+
+
+def test_the_table():
+    text = str(mmgdrq.plan(classifier(), weight=dict(bits=2, group_size=4), rules=[dict(pattern='head', skip=True)]))
+    assert text.splitlines() == [
+        'layer              type    weight  input  group  params  why',
+        '-----------------  ------  ------  -----  -----  ------  -------------------',
+        'backbone.conv1     Conv2d  8       8      4      216     reads the image',
+        'backbone.layer1.0  Conv2d  2       4      4      576',
+        'backbone.layer1.1  Conv2d  2       4      4      576',
+        'head.fc            Linear  -       -      -      80      skipped by rules[0]',
+        '3 of 4 weight layers quantized, 94.5% of 1,448 weights, 4.55 bits a weight on average',
+    ]

@@ -1,0 +1,100 @@
+"""Scale-Clip of the weights: after real optimizer steps, and only of quantized layers."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import mmgdrq
+from tests import reference
+
+
+def model(group_size=2, **rules):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 5, 3), nn.Flatten(), nn.Linear(20, 3))
+    with torch.no_grad():
+        for layer in (net[0], net[2], net[4]):
+            layer.weight.view(-1)[::7] *= 30
+    return mmgdrq.quantize(net, dict(bits=2, k=2.0, group_size=group_size), **rules)
+
+
+def weights(net):
+    return {name: p.detach().numpy().copy() for name, p in net.named_parameters()}
+
+
+@pytest.mark.parametrize('group_size', [1, 2, -1])
+def test_projection_equals_the_reference(group_size):
+    net = model(group_size)
+    before = weights(net)
+    mmgdrq.ScaleClip(net)()
+    after = weights(net)
+    for name in before:
+        if name.endswith('bias'):
+            assert np.array_equal(after[name], before[name])
+        else:
+            expected = reference.scale_clip(before[name], 2.0, group_size)
+            np.testing.assert_allclose(after[name], expected, rtol=1e-6)
+            assert not np.array_equal(after[name], before[name])
+
+
+def test_skipped_float_and_fixed_layers_stay():
+    net = model(rules=[dict(pattern='0', skip=True), dict(pattern='2', weight=dict(bits=32))])
+    net[4].weight.requires_grad_(False)
+    before = weights(net)
+    mmgdrq.ScaleClip(net)()
+    after = weights(net)
+    assert all(np.array_equal(before[name], after[name]) for name in before)
+
+
+def test_it_runs_after_every_step_until_removed():
+    net = model()
+    optimizer = torch.optim.SGD(net.parameters(), 0.01)
+    handle = mmgdrq.ScaleClip(net).attach(optimizer)
+    x = torch.rand(2, 3, 6, 6)
+    net.train()(x).sum().backward()
+    expected = net[2].weight.detach().numpy() - np.float32(0.01) * net[2].weight.grad.numpy()
+    before = weights(net)
+    assert all(np.array_equal(before[name], value) for name, value in weights(net).items()), 'no step, no projection'
+    optimizer.step()
+    projected = reference.scale_clip(expected, 2.0, 2)
+    np.testing.assert_allclose(net[2].weight.detach().numpy(), projected, rtol=1e-5, atol=1e-7)
+    handle.remove()
+    with torch.no_grad():
+        net[2].weight.view(-1)[0] = 100.0
+    net.zero_grad()
+    optimizer.step()
+    assert float(net[2].weight.detach().view(-1)[0]) == 100.0
+
+
+def test_a_step_that_a_scaler_skips_does_not_project():
+    net = model()
+    optimizer = torch.optim.SGD(net.parameters(), 0.01)
+    mmgdrq.ScaleClip(net).attach(optimizer)
+    scaler = torch.amp.GradScaler('cpu')
+    before = weights(net)
+    scaler.scale(net.train()(torch.rand(2, 3, 6, 6)).sum()).backward()
+    net[0].weight.grad[0] = float('inf')
+    scaler.step(optimizer)
+    scaler.update()
+    assert all(np.array_equal(before[name], value) for name, value in weights(net).items())
+
+
+def test_it_can_be_switched_off():
+    net = model()
+    clip = mmgdrq.ScaleClip(net)
+    clip.enabled = False
+    before = weights(net)
+    clip()
+    assert all(np.array_equal(before[name], value) for name, value in weights(net).items())
+
+
+def test_no_gradient_is_masked_by_it():
+    net = model()
+    mmgdrq.ScaleClip(net)()
+    net.train()(torch.rand(2, 3, 6, 6)).square().sum().backward()
+    assert bool((net[4].weight.grad.abs().sum(0) > 0).any())
+    layer = mmgdrq.Linear(6, 2, bias=False, activation=dict(bits=32))
+    with torch.no_grad():
+        layer.weight.view(-1)[0] = 50.0  # far outside of its range
+    layer(torch.ones(1, 6)).sum().backward()
+    assert torch.equal(layer.weight.grad, torch.ones(2, 6))

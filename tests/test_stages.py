@@ -1,0 +1,112 @@
+"""What the quantizers do in every stage."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import mmgdrq
+from mmgdrq.errors import ConfigError, QuantizationError
+from mmgdrq.stages import STAGES
+from tests import reference
+
+X = torch.rand(4, 6, generator=torch.Generator().manual_seed(0)) * 3
+
+
+def net(stage='quantize', **args):
+    torch.manual_seed(1)
+    model = nn.Sequential(nn.Linear(6, 5))
+    rules = [dict(pattern='0', weight=dict(bits=3), activation=dict(bits=3, range='mean', k=1.2))]
+    return mmgdrq.quantize(model, rules=rules, stage=stage, **args)
+
+
+def expected(model, stage):
+    weight = model[0].weight.detach().numpy()
+    threshold = float(model[0].activation_quantizer.threshold)
+    inputs = X.numpy()
+    if stage in ('quantize_weight', 'quantize'):
+        weight = reference.fake_quantize_weight(weight, 2.5 * reference.mean_abs(weight, 1), 3, 1)
+    if stage in ('reshape', 'quantize_weight'):
+        inputs = inputs.clip(0, threshold)
+    elif stage == 'quantize':
+        inputs = reference.fake_quantize_activation(inputs, threshold, 3, False)
+    return F.linear(torch.as_tensor(inputs), torch.as_tensor(weight), model[0].bias)
+
+
+@pytest.mark.parametrize('stage', STAGES)
+def test_what_a_stage_computes(stage):
+    model = net().train()
+    model(X)
+    mmgdrq.set_stage(model, stage)
+    assert mmgdrq.get_stage(model) == stage
+    torch.testing.assert_close(model.eval()(X), expected(model, stage), rtol=1e-4, atol=1e-5)
+
+
+def test_the_stages_differ():
+    model = net().train()
+    model(X)
+    outputs = []
+    for stage in STAGES:
+        mmgdrq.set_stage(model, stage)
+        outputs.append(model.eval()(X))
+    assert all(not torch.allclose(a, b) for i, a in enumerate(outputs) for b in outputs[:i])
+
+
+def test_float_needs_no_range_and_the_other_stages_do():
+    model = net('float').eval()
+    assert torch.equal(model(X), F.linear(X, model[0].weight, model[0].bias))
+    for stage in STAGES[1:]:
+        mmgdrq.set_stage(model, stage)
+        with pytest.raises(QuantizationError):
+            model(X)
+
+
+def test_thresholds_of_the_reshape_stage_carry_over():
+    model = net('reshape').train()
+    model(X)
+    threshold = float(model.state_dict()['0.activation_quantizer.threshold'])
+    assert threshold == pytest.approx(1.2 * float(X.mean()), rel=1e-5)
+    mmgdrq.set_stage(model, 'quantize')
+    assert float(model.state_dict()['0.activation_quantizer.threshold']) == threshold
+
+
+@pytest.mark.parametrize('stage', ['quantise', '', 'FLOAT', None])
+def test_an_unknown_stage(stage):
+    model = net()
+    with pytest.raises(ConfigError, match='Expected one of float, reshape, quantize_weight, quantize'):
+        mmgdrq.set_stage(model, stage)
+    assert mmgdrq.get_stage(model) == 'quantize'
+
+
+@pytest.mark.parametrize('saved', STAGES)
+@pytest.mark.parametrize('asked', STAGES)
+@pytest.mark.parametrize('follow', [False, True])
+def test_loading_a_checkpoint_of_another_stage(saved, asked, follow):
+    source, model = net(saved).train(), net(asked, follow_checkpoint=follow)
+    source(X)
+    mmgdrq.set_stage(source, saved)
+    model.load_state_dict(source.state_dict())
+    stage = saved if follow else asked
+    assert mmgdrq.get_stage(model) == stage
+    assert STAGES[int(model.gdrq_stage)] == stage
+    reference_model = copy.deepcopy(source)
+    mmgdrq.set_stage(reference_model, stage)
+    if stage == 'float' or saved != 'float':
+        assert torch.equal(model.eval()(X), reference_model.eval()(X))
+
+
+@pytest.mark.parametrize('follow', [False, True])
+def test_float_weights_leave_the_stage(follow):
+    model = net('reshape', follow_checkpoint=follow)
+    torch.manual_seed(3)
+    model.load_state_dict(nn.Sequential(nn.Linear(6, 5)).state_dict(), strict=False)
+    assert mmgdrq.get_stage(model) == 'reshape'
+
+
+def test_a_copy_has_a_stage_of_its_own():
+    model = net('reshape')
+    other = copy.deepcopy(model)
+    mmgdrq.set_stage(other, 'quantize')
+    assert mmgdrq.get_stage(model) == 'reshape'
