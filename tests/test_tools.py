@@ -134,10 +134,10 @@ def test_init_detector_detects_the_same_boxes(workplace):
 
 
 def test_resume_goes_on(workplace):
-    options = ('--cfg-options', 'train_cfg.max_epochs=2')
-    output = run(ROOT / 'tools/train.py', 'w2a4.py', '--work-dir', 'run', '--resume', *options, cwd=workplace)
+    arguments = ('--work-dir', 'resumed', '--resume', 'run/epoch_1.pth', '--cfg-options', 'train_cfg.max_epochs=2')
+    output = run(ROOT / 'tools/train.py', 'w2a4.py', *arguments, cwd=workplace)
     assert 'resumed epoch: 1' in output
-    assert (workplace / 'run/epoch_2.pth').is_file()
+    assert (workplace / 'resumed/epoch_2.pth').is_file()
 
 
 ERRORS = {

@@ -67,8 +67,15 @@ def save_folded(folded: nn.Module, out: PathLike, config: str = '') -> Path:
 
 
 def is_deployed(path: PathLike) -> bool:
-    """Whether ``path`` is a directory with a manifest."""
-    return (Path(path) / MANIFEST).is_file()
+    """Whether ``path`` is a directory that :func:`save_folded` wrote, of any version.
+
+    Other programs name files ``manifest.json`` too, so its content decides.
+    """
+    try:
+        manifest = json.loads((Path(path) / MANIFEST).read_text())
+    except (OSError, ValueError):
+        return False
+    return isinstance(manifest, dict) and manifest.get('format') == FORMAT
 
 
 def load_folded(model: nn.Module, path: PathLike) -> nn.Module:
