@@ -51,14 +51,17 @@ def save_folded(folded: nn.Module, out: PathLike, config: str = '') -> Path:
     try:
         save_file(_tensors_of(folded), str(temporary / WEIGHTS))
         (temporary / CONFIG).write_text(config)
+        layers = _layers_of(folded)
         manifest = {
             'format': FORMAT,
             'version': VERSION,
             'sha256': _sha256(temporary / WEIGHTS),
-            'layers': _layers_of(folded),
+            'layers_sha256': _layers_sha256(layers),
+            'layers': layers,
         }
         (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1))
         temporary.chmod(0o755)
+        (temporary / WEIGHTS).chmod(0o644)
         _flush(temporary)
         _replace(temporary, out)
     finally:
@@ -140,7 +143,13 @@ def read_manifest(path: PathLike) -> dict[str, Any]:
             f'{file}: has version {manifest.get("version")}, this mmgdrq reads version {VERSION}. Update mmgdrq, '
             'or write the model again with tools/deploy.py'
         )
+    if manifest.get('layers_sha256') != _layers_sha256(manifest.get('layers')):
+        raise CheckpointError(f'{file}: was altered (its checksum differs). Write it again with tools/deploy.py')
     return manifest
+
+
+def _layers_sha256(layers: Any) -> str:
+    return hashlib.sha256(json.dumps(layers, sort_keys=True).encode()).hexdigest()
 
 
 def stored_bytes(path: PathLike) -> int:

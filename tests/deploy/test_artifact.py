@@ -83,7 +83,19 @@ def rewrite_manifest(path, change):
     file = path / 'manifest.json'
     manifest = json.loads(file.read_text())
     change(manifest)
+    if 'layers_sha256' in manifest and 'layers' in manifest:
+        manifest['layers_sha256'] = artifact._layers_sha256(manifest['layers'])
     file.write_text(json.dumps(manifest))
+
+
+def test_an_edited_manifest_is_refused(deployed):
+    """Limits that are valid by themselves, but not those of the stored model."""
+    _, path = deployed
+    file = path / 'manifest.json'
+    manifest = json.loads(file.read_text())
+    manifest['layers']['head']['input'] = [0, 127]
+    file.write_text(json.dumps(manifest))
+    assert_refused(path, 'altered')
 
 
 @pytest.mark.parametrize('bits', range(2, 9))
