@@ -34,6 +34,8 @@ class Schedule:
             value = getattr(self, key)
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 0):
                 raise ConfigError(f'stages: {key}={value!r} is not a number of epochs or iterations (0, 1, ...)')
+        if not isinstance(self.by_epoch, bool):
+            raise ConfigError(f'stages: by_epoch={self.by_epoch!r} is not True or False')
         order = [self.reshape, self.quantize, self.quantize_activation]
         given = [value for value in order if value is not None]
         if given != sorted(given):
@@ -51,6 +53,8 @@ class Schedule:
         """Build from a config dict; None quantizes from the beginning, a stage left out does not happen."""
         if config is None:
             return cls()
+        if not isinstance(config, Mapping):
+            raise ConfigError(f'stages: expected a dict such as dict(reshape=0, quantize=3), got {config!r}')
         valid = [f.name for f in fields(cls)]
         for key in config:
             if key not in valid:

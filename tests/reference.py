@@ -107,3 +107,14 @@ def running_threshold(iterations: list, k: float, momentum: float, rule: str = '
         new = k * statistic(calls, rule)
         threshold = new if threshold is None else threshold + momentum * (new - threshold)
     return threshold
+
+
+def folded_block(acc, step_w, step_a, bias, gamma, beta, mean, var, eps) -> np.ndarray:
+    """BN output of the integer sums ``acc`` of shape (N, O, ...), all other arguments one value a filter.
+
+    y_o = (m_o s_g s_a) acc_o + (beta_o + m_o (b_o - mu_o)) with m_o = gamma_o / sqrt(var_o + eps).
+    """
+    m = np.asarray(gamma, np.float64) / np.sqrt(np.asarray(var, np.float64) + eps)
+    shape = (-1, *[1] * (acc.ndim - 2))
+    scale = (m * step_w * step_a).reshape(shape)
+    return acc * scale + (beta + m * (np.asarray(bias, np.float64) - mean)).reshape(shape)

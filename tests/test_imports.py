@@ -17,6 +17,7 @@ ALLOWED = {
     'schedule': {'errors'},
     'scale_clip': {'quant', 'layers'},
     'convert': {'errors', 'layers', 'policy', 'stages'},
+    'builder': {'errors', 'layers', 'policy', 'schedule', 'stages', 'convert', 'registry'},
     'deploy': {'errors', 'quant', 'layers', 'policy', 'stages', 'convert', 'builder'},
 }
 """Part -> the other parts it may import."""

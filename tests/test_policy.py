@@ -286,3 +286,19 @@ def test_the_table():
         'head.fc            Linear  -       -      -      80      skipped by rules[0]',
         '3 of 4 weight layers quantized, 94.5% of 1,448 weights, 4.55 bits a weight on average',
     ]
+
+
+def test_only_the_first_layer_is_an_edge_where_the_input_is_no_image():
+    model = tree(
+        backbone=tree(conv1=conv(16, 16), layer1=nn.Sequential(conv(16, 16), conv(16, 16))),
+        head=tree(fc_cls=nn.Linear(16, 10)),
+    )
+    assert at_eight(model) == {'backbone.conv1', 'head.fc_cls'}
+
+
+def test_every_convolution_that_reads_the_image_is_an_edge():
+    model = tree(
+        backbone=tree(fine=nn.Sequential(conv(3, 8), conv(8, 8)), coarse=nn.Sequential(conv(3, 8), conv(8, 8))),
+        head=tree(fc_cls=nn.Linear(16, 10)),
+    )
+    assert at_eight(model) == {'backbone.fine.0', 'backbone.coarse.0', 'head.fc_cls'}

@@ -98,3 +98,34 @@ def test_no_gradient_is_masked_by_it():
         layer.weight.view(-1)[0] = 50.0  # far outside of its range
     layer(torch.ones(1, 6)).sum().backward()
     assert torch.equal(layer.weight.grad, torch.ones(2, 6))
+
+
+@pytest.mark.parametrize('enabled', [False, True])
+def test_a_step_that_a_scaler_makes_projects(enabled):
+    net = model()
+    optimizer = torch.optim.SGD(net.parameters(), 0.0)
+    mmgdrq.ScaleClip(net).attach(optimizer)
+    scaler = torch.amp.GradScaler('cpu', enabled=enabled)
+    before = weights(net)
+    scaler.scale(net.train()(torch.rand(2, 3, 6, 6)).sum()).backward()
+    assert all(np.array_equal(before[name], value) for name, value in weights(net).items())
+    scaler.step(optimizer)
+    scaler.update()
+    for name in ('0.weight', '2.weight', '4.weight'):
+        np.testing.assert_allclose(weights(net)[name], reference.scale_clip(before[name], 2.0, 2), rtol=1e-6)
+
+
+def test_accumulated_gradients_project_once():
+    net = model()
+    optimizer = torch.optim.SGD(net.parameters(), 0.0)
+    calls = []
+    clip = mmgdrq.ScaleClip(net)
+    clip.attach(optimizer)
+    optimizer.register_step_post_hook(lambda *_: calls.append(weights(net)))
+    before = weights(net)
+    for _ in range(3):
+        net.train()(torch.rand(2, 3, 6, 6)).sum().backward()
+        assert all(np.array_equal(before[name], value) for name, value in weights(net).items())
+    optimizer.step()
+    assert len(calls) == 1
+    np.testing.assert_allclose(calls[0]['2.weight'], reference.scale_clip(before['2.weight'], 2.0, 2), rtol=1e-6)

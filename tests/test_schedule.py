@@ -70,3 +70,15 @@ def test_wrong_numbers(key, value):
 def test_impossible_schedules(config, match):
     with pytest.raises(ConfigError, match=match):
         Schedule.from_config(config)
+
+
+@pytest.mark.parametrize('config', [3, 'quantize=3', [('quantize', 3)]])
+def test_config_of_a_wrong_type(config):
+    with pytest.raises(ConfigError, match='stages: expected a dict'):
+        Schedule.from_config(config)
+
+
+@pytest.mark.parametrize('value', ['no', 0, None])
+def test_by_epoch_is_a_flag(value):
+    with pytest.raises(ConfigError, match=r'stages: by_epoch=.* is not True or False'):
+        Schedule.from_config(dict(quantize=0, by_epoch=value))

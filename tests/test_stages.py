@@ -110,3 +110,18 @@ def test_a_copy_has_a_stage_of_its_own():
     other = copy.deepcopy(model)
     mmgdrq.set_stage(other, 'quantize')
     assert mmgdrq.get_stage(model) == 'reshape'
+
+
+@pytest.mark.parametrize('stage', ['reshape', 'quantize_weight', 'quantize'])
+def test_the_backward_pass_knows_the_threshold_of_its_own_forward_pass(stage):
+    """A checkpoint, or another forward pass, in between moves the running threshold."""
+    gradients = []
+    for between in (lambda model: None, lambda model: model.state_dict(), lambda model: model(X * 9)):
+        model = net(stage).train()
+        model(X)
+        loss = model(X * 2).square().sum()
+        between(model)
+        loss.backward()
+        gradients.append(model[0].weight.grad)
+    assert float(gradients[0].abs().sum()) > 0
+    assert all(torch.equal(gradient, gradients[0]) for gradient in gradients[1:])

@@ -135,7 +135,7 @@ def _fold_into_norm(norm: nn.Module, scale: Tensor, bias: Optional[Tensor]) -> N
     if norm.weight is None:
         norm.weight = nn.Parameter(torch.ones_like(norm.running_mean))
         norm.bias = nn.Parameter(torch.zeros_like(norm.running_mean))
-    norm.weight.mul_(scale)
+    norm.weight = nn.Parameter(norm.weight * scale, norm.weight.requires_grad)  # new, as it may be tied
     mean = norm.running_mean if bias is None else norm.running_mean - bias
     norm.running_mean.copy_(mean / scale)
 

@@ -33,16 +33,16 @@ class CodeQuantizer(nn.Module):
 class FoldedConv2d(nn.Conv2d):
     """A convolution with integer weights and inputs; see :func:`become_folded` for its other buffers."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        y = self._conv_forward(self.input_codes(x), self.weight, None)
-        return rescale(y, self.scale, self.offset, channel=1)
+    def forward(self, input: Tensor) -> Tensor:
+        y = self._conv_forward(self.input_codes(input), self.weight, None)
+        return rescale(y, self.scale, self.offset, channel=y.dim() - 3)
 
 
 class FoldedLinear(nn.Linear):
     """A linear layer with integer weights and inputs; see :func:`become_folded` for its other buffers."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        y = F.linear(self.input_codes(x), self.weight)
+    def forward(self, input: Tensor) -> Tensor:
+        y = F.linear(self.input_codes(input), self.weight)
         return rescale(y, self.scale, self.offset, channel=y.dim() - 1)
 
 
@@ -71,7 +71,8 @@ def become_folded(layer: nn.Module, entry: dict) -> None:
         layer._modules.pop(name, None)
     layer.__class__ = FOLDED[entry['kind']]
     filters, device = layer.weight.shape[0], layer.weight.device
-    layer.weight.requires_grad_(False)
+    # a Parameter of its own: the old one may be tied to other layers
+    layer.weight = nn.Parameter(layer.weight.detach().clone(), requires_grad=False)
     layer.register_parameter('bias', None)
     layer.input_codes = CodeQuantizer(*entry['input']) if entry['input'] else nn.Identity()
     layer.register_buffer('scale', torch.ones(filters) if entry['scaled'] else None)

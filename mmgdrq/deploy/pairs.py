@@ -87,6 +87,7 @@ class _Trace(TorchFunctionMode):
         self.modules = [m for m in model.modules() if is_quantized(m) or isinstance(m, _BatchNorm)]
         self.producer: dict[int, str] = {}
         self.alive: list[Tensor] = []
+        self.over_tokens: set[int] = set()
         self.readers: dict[str, set[str]] = {}
         self.sources: dict[str, set[str]] = {}
         self.handles: list = []
@@ -95,7 +96,7 @@ class _Trace(TorchFunctionMode):
     def __enter__(self):
         for module in self.modules:
             enter = self._enter_norm if isinstance(module, _BatchNorm) else self._enter_layer
-            self.handles.append(module.register_forward_pre_hook(enter))
+            self.handles.append(module.register_forward_pre_hook(enter, with_kwargs=True))
             self.handles.append(module.register_forward_hook(self._leave))
         if self.model not in self.modules:
             self.handles.append(self.model.register_forward_hook(lambda module, args, output: self.leaves(output)))
@@ -108,7 +109,7 @@ class _Trace(TorchFunctionMode):
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         result = func(*args, **(kwargs or {}))
-        if not self.inside and _holds_tensor(result):
+        if not self.inside and not _is_metadata(result):
             for tensor in _tensors((args, kwargs)):
                 if id(tensor) in self.producer:
                     self.readers[self.producer[id(tensor)]].add(f'call of {func}')
@@ -127,13 +128,15 @@ class _Trace(TorchFunctionMode):
         """Note that ``output`` leaves the model."""
         self._read(output, 'the output of the model')
 
-    def _enter_layer(self, module, args) -> None:
-        self._read(args, f'layer {self.names[id(module)]}')
+    def _enter_layer(self, module, args, kwargs) -> None:
+        self._read((args, kwargs), f'layer {self.names[id(module)]}')
         self.inside += 1
 
-    def _enter_norm(self, module, args) -> None:
+    def _enter_norm(self, module, args, kwargs) -> None:
         norm = self.names[id(module)]
-        sources = self._read(args, norm) or {'something else'}
+        sources = self._read((args, kwargs), norm) or {'something else'}
+        if any(id(t) in self.over_tokens for t in _tensors((args, kwargs))):
+            sources.add('a linear layer whose filters are not the channels of the BN')
         self.sources.setdefault(norm, set()).update(sources)
         self.inside += 1
 
@@ -150,6 +153,8 @@ class _Trace(TorchFunctionMode):
             self.readers.setdefault(name, set())
             self.producer[id(output)] = name
             self.alive.append(output)
+            if isinstance(module, nn.Linear) and output.dim() != 2:
+                self.over_tokens.add(id(output))  # BN normalizes dimension 1, the filters are in the last
 
 
 def _tensors(value) -> list[Tensor]:
@@ -162,5 +167,8 @@ def _tensors(value) -> list[Tensor]:
     return []
 
 
-def _holds_tensor(value) -> bool:
-    return bool(_tensors(value))
+def _is_metadata(result) -> bool:
+    """Whether the result of a call is a shape, dtype, flag or the like, so that no values were read or written."""
+    if isinstance(result, tuple):
+        return all(isinstance(item, int) for item in result)
+    return isinstance(result, (bool, int, str, torch.dtype, torch.device, torch.layout))

@@ -64,11 +64,11 @@ class _Comparison:
                 self._on(modules[norm], self._after_norm(name, norm, copies[norm]))
 
     def _on(self, module: nn.Module, hook: Callable) -> None:
-        self.handles.append(module.register_forward_hook(hook))
+        self.handles.append(module.register_forward_hook(hook, with_kwargs=True))
 
     def _after_layer(self, name, norm, copy):
-        def hook(module, args, output):
-            result = copy(args[0])
+        def hook(module, args, kwargs, output):
+            result = copy(*args, **kwargs)
             if norm:
                 self.waiting[norm] = result
             else:
@@ -77,7 +77,7 @@ class _Comparison:
         return hook
 
     def _after_norm(self, name, norm, copy):
-        def hook(module, args, output):
+        def hook(module, args, kwargs, output):
             self._note(name, output, copy(self.waiting.pop(norm)))
 
         return hook

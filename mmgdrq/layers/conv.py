@@ -21,6 +21,6 @@ class Conv2d(nn.Conv2d):
         super().__init__(*args, **kwargs)
         attach_quantizers(self, weight, activation)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         weight = self.weight_quantizer(self.weight)
-        return self._conv_forward(self.activation_quantizer(x), weight, self.bias)
+        return self._conv_forward(self.activation_quantizer(input), weight, self.bias)

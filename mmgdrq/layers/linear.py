@@ -22,6 +22,6 @@ class Linear(nn.Linear):
         super().__init__(*args, **kwargs)
         attach_quantizers(self, weight, activation)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         weight = self.weight_quantizer(self.weight)
-        return F.linear(self.activation_quantizer(x), weight, self.bias)
+        return F.linear(self.activation_quantizer(input), weight, self.bias)

@@ -205,9 +205,12 @@ class ActivationQuantizer(_Quantizer):
             return
         signed = self.spec.signed
         signed = negative > 0 if signed == 'auto' else signed
-        self._start(threshold_of(self.pending[0] / count, self.spec, signed), signed)
-        self._fresh = False
+        threshold = threshold_of(self.pending[0] / count, self.spec, signed)
         self.pending.zero_()
+        if not bool(torch.isfinite(threshold)):  # a later call of the first iteration, or another rank
+            raise self._not_finite()
+        self._start(threshold, signed)
+        self._fresh = False
 
     def is_ready(self) -> bool:
         """Whether there is a range; asks the device only until there is one."""
@@ -223,16 +226,19 @@ class ActivationQuantizer(_Quantizer):
     def _calibrate(self, x: Tensor) -> None:
         lowest, highest = x.aminmax()
         if not bool(torch.isfinite(highest - lowest)):
-            raise QuantizationError(
-                f'{self.layer_name or "a quantized layer"}: its first input is not finite, so it has no '
-                'range. Check the data, the learning rate and the layers before it'
-            )
+            raise self._not_finite()
         if bool(highest == 0) and bool(lowest == 0):
             return
         signed = self.spec.signed
         signed = bool(lowest < 0) if signed == 'auto' else signed
         total, count = collect(x, self.spec, signed)
         self._start(threshold_of(total / count, self.spec, signed), signed)
+
+    def _not_finite(self) -> QuantizationError:
+        return QuantizationError(
+            f'{self.layer_name or "a quantized layer"}: its first input is not finite, so it has no '
+            'range. Check the data, the learning rate and the layers before it'
+        )
 
     def _start(self, threshold: Tensor, signed: bool) -> None:
         self.threshold.data.copy_(threshold)

@@ -96,7 +96,7 @@ def clip_activation(x: Tensor, threshold: Tensor, signed: bool) -> Tensor:
 
     The gradient is zero where ``x`` was clipped.
     """
-    high = threshold.to(x.dtype)
+    high = threshold.to(x.dtype, copy=True)  # the backward pass reads it after the threshold has moved on
     return x.clamp(-high if signed else torch.zeros_like(high), high)
 
 

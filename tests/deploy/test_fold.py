@@ -2,6 +2,7 @@
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -11,6 +12,7 @@ import mmgdrq
 from mmgdrq.deploy.fold import find_pairs
 from mmgdrq.deploy.pairs import pairs_by_trace
 from mmgdrq.errors import FoldError
+from tests import reference
 
 
 def randomize_norms(net, seed=0):
@@ -124,7 +126,7 @@ def test_zero_weights_and_zero_gamma():
     conv.weight.data[2] = 0
     net = ready(block(conv), IMAGE)
     folded = assert_folds(net, IMAGE)
-    assert float(net[1].weight[0]) == 0
+    assert float(net[1].weight[0].detach()) == 0
     y = folded(IMAGE)
     assert bool(y.isfinite().all())
     torch.testing.assert_close(y[:, 0], net[1].bias[0].detach().expand_as(y[:, 0]))
@@ -273,7 +275,66 @@ class SharedPair(Net):
         return sum(self.bn2(self.conv2(y)) for y in (x, x * 0.5, x.abs()))
 
 
+class WritesInto(Net):
+    """An element of the output of conv1 is overwritten before bn1 reads it."""
+
+    def forward(self, x):
+        y = self.conv1(x)
+        y[:, 0] = 5.0
+        return self.bn2(self.conv2(F.relu(self.bn1(y))))
+
+
+class CopiesInto(Net):
+    """The output of conv1 is also written into another tensor."""
+
+    def forward(self, x):
+        y = self.conv1(x)
+        other = x.new_zeros(y.shape)
+        other[:] = y
+        return self.bn2(self.conv2(F.relu(self.bn1(y)))) + other
+
+
+class ReadsOneValue(Net):
+    """The output of conv1 is also read as Python numbers."""
+
+    def forward(self, x):
+        y = self.conv1(x)
+        return self.bn2(self.conv2(F.relu(self.bn1(y)))) + max(y.flatten().tolist())
+
+
+class ToLists(Net):
+    """The output of conv1 itself becomes Python numbers."""
+
+    def forward(self, x):
+        y = self.conv1(x)
+        return self.bn2(self.conv2(F.relu(self.bn1(y)))) + y.tolist()[0][0][0][0]
+
+
+class AsKeyword(Net):
+    """The output of conv1 goes into conv2 by keyword as well."""
+
+    def forward(self, x):
+        y = self.conv1(x)
+        return self.bn1(y) + self.bn2(self.conv2(input=y))
+
+
+class ReadsTheShape(Net):
+    """Sizes, dtypes and flags of the output of conv1 are no values: the pair is certain."""
+
+    def forward(self, x):
+        y = self.conv1(x)
+        self.facts = [y.shape, y.size(0), y.dim(), y.numel(), len(y), y.is_contiguous(), y.stride()]
+        self.facts += [y.dtype, y.device, y.requires_grad, y.is_floating_point(), y.layout]
+        return self.bn2(self.conv2(F.relu(self.bn1(y))))
+
+
 WIRINGS = {
+    WritesInto: {'conv2': 'bn2'},
+    CopiesInto: {'conv2': 'bn2'},
+    ReadsOneValue: {'conv2': 'bn2'},
+    ToLists: {'conv2': 'bn2'},
+    AsKeyword: {'conv2': 'bn2'},
+    ReadsTheShape: {'conv1': 'bn1', 'conv2': 'bn2'},
     Net: {'conv1': 'bn1', 'conv2': 'bn2'},
     Skips: {'conv2': 'bn2'},
     Viewed: {'conv2': 'bn2'},
@@ -368,3 +429,92 @@ def test_errors():
         mmgdrq.set_stage(net, stage)
         with pytest.raises(FoldError, match=f"stage '{stage}'"):
             mmgdrq.fold(net)
+
+
+@pytest.mark.parametrize('cls', [WritesInto, CopiesInto, ToLists, AsKeyword], ids=lambda cls: cls.__name__)
+def test_what_reads_a_raw_output_gets_the_same_values(cls):
+    net = ready(cls(), IMAGE)
+    folded, seen = mmgdrq.fold(net, IMAGE), []
+    for model in (net, folded):
+        model.conv1.register_forward_hook(lambda module, args, output: seen.append(output.detach().clone()))
+        model(IMAGE)
+    torch.testing.assert_close(seen[1], seen[0], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize('bits', [2, 4, 8])
+@pytest.mark.parametrize('group_size', [1, 4, -1])
+@pytest.mark.parametrize('bias', [False, True])
+def test_codes_and_outputs_equal_the_folding_formula(bits, group_size, bias):
+    torch.manual_seed(2)
+    spec = dict(bits=bits, group_size=group_size, k=2.0, narrow_range=False)
+    net = ready(block(nn.Conv2d(4, 6, 3, bias=bias)), IMAGE, rules=[dict(pattern='*', weight=spec, activation={})])
+    folded = mmgdrq.fold(net, IMAGE)
+    weight = net[0].weight.detach().numpy()
+    alphas = np.float32(2) * reference.mean_abs(weight, group_size)
+    grid = reference.weight_grid(bits, narrow=False)
+    parts = list(zip(reference.groups(6, group_size), alphas))
+    codes = np.concatenate([reference.codes(weight[part], alpha, grid) for part, alpha in parts])
+    steps = np.concatenate([[reference.step(alpha, grid[2])] * (part.stop - part.start) for part, alpha in parts])
+    assert np.mean(folded[0].weight.numpy() != codes) < 0.01, 'but for ties that the order of a sum decides'
+    quantizer, norm = net[0].activation_quantizer, net[1]
+    assert quantizer.spec.bits == 8
+    input_grid = reference.activation_grid(8, signed=True)
+    threshold = float(quantizer.threshold)
+    x = reference.codes(IMAGE.numpy(), threshold, input_grid)
+    acc = F.conv2d(torch.from_numpy(x).double(), folded[0].weight.double()).numpy()
+    values = {k: getattr(norm, k).detach().numpy() for k in ('weight', 'bias', 'running_mean', 'running_var')}
+    expected = reference.folded_block(
+        acc,
+        steps,
+        reference.step(threshold, input_grid[2]),
+        net[0].bias.detach().numpy() if bias else np.zeros(6),
+        values['weight'],
+        values['bias'],
+        values['running_mean'],
+        values['running_var'],
+        norm.eps,
+    )
+    slack = 1e-5 * np.abs(expected).max()
+    for result in (net(IMAGE), folded(IMAGE)):
+        np.testing.assert_allclose(result.detach().numpy(), expected, rtol=0, atol=slack)
+
+
+@pytest.mark.parametrize('bias', [False, True])
+def test_one_image_without_a_batch(bias):
+    net = ready(nn.Sequential(nn.Conv2d(4, 6, 2, bias=bias)), IMAGE)  # its output is 6 x 6 x 6
+    folded = mmgdrq.fold(net)
+    torch.testing.assert_close(folded(IMAGE[0]), net(IMAGE[0]), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize('filters', [6, 8])
+def test_a_norm_over_tokens_does_not_carry_the_scale_of_filters(filters):
+    """BN of (N, L, C) normalizes L, whatever the size of C."""
+    x = torch.randn(3, 6, 10)
+    folded = assert_folds(ready(nn.Sequential(nn.Linear(10, filters), nn.BatchNorm1d(6)), x), x)
+    assert folded.gdrq_folded['0']['norm'] is None
+
+
+class Tied(Net):
+    """Two convolutions, and two BNs, share their parameters, but not their ranges and statistics."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv1 = nn.Conv2d(4, 6, 3, padding=1)
+        self.conv2 = nn.Conv2d(4, 6, 3, padding=1)
+        self.conv2.weight = self.conv1.weight
+        self.bn2.weight, self.bn2.bias = self.bn1.weight, self.bn1.bias
+
+    def forward(self, x):
+        return self.bn1(self.conv1(x)) + self.bn2(self.conv2(x * 3))
+
+
+@pytest.mark.parametrize('example', [IMAGE, None], ids=['in norms', 'in layers'])
+def test_tied_parameters(example):
+    net = ready(Tied(), IMAGE)
+    folded = mmgdrq.fold(net, example)
+    assert len(folded.gdrq_folded) == 2
+    assert all((entry['norm'] is None) is (example is None) for entry in folded.gdrq_folded.values())
+    expected = net(IMAGE)
+    assert float((folded(IMAGE) - expected).detach().abs().max()) < 1e-5 * float(expected.detach().abs().max())
+    assert net.conv2.weight is net.conv1.weight
+    assert net.bn2.weight is net.bn1.weight

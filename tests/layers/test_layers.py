@@ -419,3 +419,117 @@ def test_training_a_quantized_net_gives_no_warning():
         warnings.simplefilter('error')
         net = mmgdrq.quantize(small_net()).train()
         net(inputs()).sum().backward()
+
+
+@pytest.mark.parametrize(('cls', 'args'), [(mmgdrq.Conv2d, (4, 3, 1)), (mmgdrq.Linear, (4, 3))])
+def test_the_input_has_the_name_it_has_in_torch(cls, args):
+    layer, x = cls(*args), torch.rand(2, 4, 4, 4)
+    layer.train()(x)
+    assert torch.equal(layer.eval()(input=x), layer(x))
+
+
+def test_the_first_batch_sets_the_range_at_once():
+    layer = mmgdrq.Linear(6, 2, activation=dict(k=2.0, range='mean', momentum=0.01)).train()
+    x = torch.rand(30, 6)
+    result = layer(x)
+    threshold = np.float32(2.0 * reference.statistic([x.numpy()], 'mean'))
+    assert float(layer.activation_quantizer.threshold) == pytest.approx(float(threshold), rel=1e-6)
+    values = torch.from_numpy(reference.fake_quantize_activation(x.numpy(), threshold, 4, False))
+    expected = F.linear(values, layer.weight_quantizer(layer.weight), layer.bias)
+    torch.testing.assert_close(result, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize('bad', [float('nan'), float('inf')])
+@pytest.mark.parametrize('rule', ['mean', 'active_mean', 'minmax', 'search'])
+def test_a_later_call_of_the_first_iteration_that_is_not_finite_names_the_layer(rule, bad):
+    net = mmgdrq.quantize(SharedHead(), activation=dict(range=rule)).train()
+    good, broken = torch.rand(1, 3, 4, 4), torch.rand(1, 3, 4, 4)
+    broken[0, 0, 0, 0] = bad
+    with pytest.raises(QuantizationError, match='stem: its first input is not finite'):
+        net([good, broken])
+    thresholds = [value for name, value in net.named_buffers() if name.endswith('threshold')]
+    assert all(bool(value.isfinite()) and float(value) > 0 for value in thresholds)
+
+
+@pytest.mark.parametrize('rule', ['mean', 'search'])
+def test_frozen_ranges_stay_while_the_weights_move(rule):
+    net = trained(small_net(), weight=dict(bits=3, range=rule), activation=dict(bits=4, range=rule))
+    net.gdrq_frozen = True
+    before = ranges(net)
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.mul_(3)
+    net.train()(inputs(5) * 10)
+    assert_same(ranges(net), before)
+    net.gdrq_frozen = False
+    net(inputs(5) * 10)
+    after = ranges(net)
+    if rule == 'search':
+        assert not torch.equal(after['3.weight_quantizer.alpha'], before['3.weight_quantizer.alpha'])
+
+
+@pytest.mark.parametrize('again', [False, True])
+def test_a_block_that_is_computed_again_counts_once(again):
+    net = mmgdrq.quantize(Checkpointed(again), activation=dict(bits=8, range='mean', momentum=0.5, k=3.0)).train()
+    seen, iterations = [], []
+    quantizer = net.block[0].activation_quantizer
+    quantizer.register_forward_pre_hook(lambda _, args: seen.append(args[0].detach().numpy()))
+    for seed in range(3):
+        out = net(inputs(seed) * (seed + 1))
+        iterations.append(list(seen))
+        out.sum().backward()
+        assert len(seen) == 3, 'two calls and one recomputation'
+        seen.clear()
+    found = float(net.state_dict()['block.0.activation_quantizer.threshold'])
+    assert found == pytest.approx(reference.running_threshold(iterations, 3.0, 0.5), rel=1e-5)
+
+
+@pytest.mark.parametrize('again', [False, True])
+def test_checkpointing_a_block_of_one_call_changes_no_gradient_from_the_first_iteration_on(again):
+    class Single(Checkpointed):
+        def forward(self, x):
+            x = F.relu(self.stem(x))
+            x = self.block(x) if self.again is None else checkpoint(self.block, x, use_reentrant=self.again)
+            return self.last(F.relu(x))
+
+    grads = []
+    for mode in (None, again):
+        torch.manual_seed(3)
+        net = mmgdrq.quantize(Single(mode)).train()
+        net(inputs()).square().sum().backward()
+        grads.append({name: p.grad for name, p in net.named_parameters()})
+    for name, grad in grads[0].items():
+        torch.testing.assert_close(grads[1][name], grad, rtol=1e-5, atol=1e-6 * float(grad.abs().max()))
+
+
+@pytest.mark.parametrize('rule', ['mean', 'search', 'learned', 'minmax'])
+def test_several_forward_passes_before_one_backward_pass(rule):
+    torch.manual_seed(3)
+    net = mmgdrq.quantize(SharedHead(), dict(bits=3, range=rule), dict(bits=4, range=rule)).train()
+    loss = sum(net([torch.randn(1, 3, 5, 5)])[0].square().sum() for _ in range(3))
+    net.state_dict()  # as a checkpoint hook might do
+    loss.backward()
+    assert all(bool(p.grad.isfinite().all()) for p in net.parameters())
+    assert float(net.tower.weight.grad.abs().sum()) > 0
+
+
+def test_a_frozen_part_in_eval_mode_gets_and_follows_its_ranges():
+    """frozen_stages of OpenMMLab: a part is in eval mode while the model trains."""
+    net = mmgdrq.quantize(small_net()).train()
+    net[0].eval()
+    net(inputs())
+    first = float(net.state_dict()['0.activation_quantizer.threshold'])
+    assert first > 0
+    net(inputs() * 10)
+    assert float(net.state_dict()['0.activation_quantizer.threshold']) > first
+
+
+def test_loading_drops_what_was_seen_before():
+    net, source = trained(small_net()), trained(small_net())
+    state = {key: value.clone() for key, value in source.state_dict().items()}
+    net(inputs(3) * 100)  # its statistics are still pending
+    net.load_state_dict(state)
+    assert_same(ranges(net), {key: value for key, value in state.items() if 'quantizer' in key})
+    net(inputs(4))
+    source(inputs(4))
+    assert_same(ranges(net), ranges(source))

@@ -215,3 +215,40 @@ def test_steps_get_no_gradient_where_they_are_constants():
     fake_quantize_weight(x, step, (-2, 1)).sum().backward()
     assert step.grad is None
     assert x.grad is not None
+
+
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize('group_size', [1, 4, -1])
+def test_half_precision_weights_take_their_groups_float32_steps(dtype, group_size):
+    spec = WeightSpec(bits=4, group_size=group_size)
+    weight = tensor(12, FILTERS, 3, 2).to(dtype)
+    alphas = np.linspace(0.5, 2.1, len(reference.groups(FILTERS, group_size)), dtype=np.float32)
+    step = weight_step(weight, torch.from_numpy(alphas), spec)
+    assert step.dtype == torch.float32
+    result = fake_quantize_weight(weight, step, spec.code_limits)
+    expected = reference.fake_quantize_weight(weight.float().numpy(), alphas, 4, group_size)
+    assert torch.equal(result, torch.from_numpy(expected).to(dtype))
+
+
+@pytest.mark.parametrize('value', [0.7, -0.7, 1e30, -3e38])
+@pytest.mark.parametrize('narrow', [False, True])
+def test_a_constant_group_is_kept_or_clipped_at_its_own_range(value, narrow):
+    spec = WeightSpec(bits=3, group_size=-1, narrow_range=narrow)
+    weight = np.full((2, 4), value, np.float32)
+    alpha = np.abs(weight[0, :1])
+    result = fake_quantize_weight(
+        torch.from_numpy(weight), weight_step(torch.from_numpy(weight), torch.from_numpy(alpha), spec), spec.code_limits
+    )
+    assert np.array_equal(result.numpy(), reference.fake_quantize_weight(weight, alpha, 3, -1, narrow))
+    # the two's complement grid ends one step below +alpha
+    lost = 0.25 if value > 0 and not narrow else 0.0
+    assert float(result[0, 0]) == pytest.approx(value * (1 - lost), rel=1e-6)
+
+
+def test_clipping_remembers_the_threshold_of_its_forward_pass():
+    x = torch.tensor([0.5, 1.5], requires_grad=True)
+    threshold = torch.tensor(1.0)
+    result = clip_activation(x, threshold, signed=False)
+    threshold.fill_(9.0)  # as the running threshold does, before the backward pass
+    result.sum().backward()
+    assert x.grad.tolist() == [1.0, 0.0]

@@ -163,3 +163,17 @@ def test_statistics_of_calls_add_up(rule, k):
     assert float(threshold_of(total / count, spec, False)) == pytest.approx(
         k * reference.statistic(calls, rule), rel=1e-6
     )
+
+
+@given(st.sampled_from([1, 4, -1]), st.floats(1.0, 6.0), st.integers(0, 50))
+def test_scale_clip_never_leaves_its_bound_and_shrinks_it_only(group_size, k, seed):
+    weight = np.random.default_rng(seed).standard_t(2, size=(6, 3, 2)).astype(np.float32)
+    tensor, spec = torch.from_numpy(weight.copy()), WeightSpec(k=k, group_size=group_size)
+    parts = reference.groups(6, group_size)
+    for _ in range(3):
+        bounds = k * reference.mean_abs(tensor.numpy(), group_size).astype(np.float64)
+        scale_clip_(tensor, spec)
+        for part, bound in zip(parts, bounds):
+            assert float(tensor[part].abs().max()) <= bound * (1 + 1e-6)
+    assert bool((tensor.sign() == torch.from_numpy(weight).sign()).all())
+    assert bool((tensor.abs() <= torch.from_numpy(np.abs(weight))).all())
