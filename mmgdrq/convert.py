@@ -43,8 +43,9 @@ def quantize(
     >>> [row.weight.bits for row in model.gdrq_plan]
     [8, 2, 8]
     """
-    if hasattr(model, BUFFER):
-        raise ConfigError('model: it is quantized already. Quantize the float model once')
+    for name, module in model.named_modules():
+        if hasattr(module, BUFFER):
+            raise ConfigError(f'model: {name or "it"} is quantized already. Quantize the float model once, as a whole')
     plan = make_plan(model, weight, activation, rules)
     check_not_empty(plan)
     modules = dict(model.named_modules())

@@ -26,6 +26,13 @@ REPLACEMENTS: dict[str, tuple[str, type]] = {
 }
 """Exact class of a float layer -> its kind and its quantized class."""
 
+SELF_READERS: dict[type, tuple[str, ...]] = {
+    nn.MultiheadAttention: ('out_proj',),
+    nn.TransformerEncoderLayer: ('linear1', 'linear2'),
+}
+"""Modules that read the weight of a child themselves (the second in torch's fast path), so that a quantized child
+would be bypassed."""
+
 _PREDICTION = re.compile(
     r'(^|_)(cls|reg|obj|seg|logits|logit|centerness|iou|kernel|offset|wh|heatmap|coord)(_preds?|_convs?|s)?$'
 )
@@ -114,9 +121,10 @@ def make_plan(
     weight_spec = make_spec(WeightSpec, weight, 'weight')
     activation_spec = make_spec(ActivationSpec, activation, 'activation')
     layers = weight_layers(model)
-    decisions = _default_decisions(model, layers, weight_spec, activation_spec)
+    reasons = float_reasons(model, layers)
+    decisions = _default_decisions(model, layers, reasons, weight_spec, activation_spec)
     for number, rule in enumerate(_check_rules(rules)):
-        _apply_rule(rule, f'rules[{number}]', layers, decisions)
+        _apply_rule(rule, f'rules[{number}]', layers, reasons, decisions)
     return Plan(_row(name, layer, *decisions[name]) for name, layer in layers.items())
 
 
@@ -156,35 +164,38 @@ def is_prediction(name: str) -> bool:
     return bool(_PREDICTION.search(parts[-1]))
 
 
-def _default_decisions(model, layers, weight, activation):
-    decisions = {name: _decision_of(layer, weight, activation) for name, layer in layers.items()}
-    candidates = [name for name, (spec, _, _) in decisions.items() if spec is not None]
-    for name in _image_layers(layers, candidates):
-        decisions[name] = _at_edge(decisions[name], 'reads the image')
-    for name in _prediction_layers(model, candidates):
-        decisions[name] = _at_edge(decisions[name], 'prediction layer')
-    return decisions
+def float_reasons(model: nn.Module, layers: dict[str, nn.Module]) -> dict[str, str]:
+    """Layer name -> why it cannot be quantized, for those of ``layers`` that cannot."""
+    reasons = {name: _reason_of(layer) for name, layer in layers.items()}
+    for prefix, parent in model.named_modules():
+        for kind, children in SELF_READERS.items():
+            if isinstance(parent, kind):
+                for child in children:
+                    name = f'{prefix}.{child}' if prefix else child
+                    reasons[name] = f'nn.{kind.__name__} reads this weight without calling the layer'
+    return {name: reason for name, reason in reasons.items() if reason and name in layers}
 
 
-def _decision_of(layer, weight, activation):
+def _reason_of(layer: nn.Module) -> str:
     if is_quantized(layer):
         own = [getattr(q, 'spec', None) for q in (layer.weight_quantizer, layer.activation_quantizer)]
-        return None, None, f'is a quantized layer already ({_bits(own[0])}/{_bits(own[1])} bits)'
-    reason = why_float(layer)
-    if reason:
-        return None, None, reason
-    return weight, activation, ''
-
-
-def why_float(layer: nn.Module) -> str:
-    """Why a layer cannot be quantized, or an empty text if it can."""
-    if type(layer).__name__ == 'NonDynamicallyQuantizableLinear':
-        return 'nn.MultiheadAttention reads this weight without calling the layer'
+        return f'is a quantized layer already ({_bits(own[0])}/{_bits(own[1])} bits)'
     if replacement(layer) is None:
         return f'{type(layer).__name__} has no quantized counterpart'
     if layer._parameters.get('weight') is None:
         return 'its weight is computed from other parameters (weight or spectral norm)'
     return ''
+
+
+def _default_decisions(model, layers, reasons, weight, activation):
+    candidates = [name for name in layers if name not in reasons]
+    decisions = {name: (None, None, reasons[name]) for name in reasons}
+    decisions.update({name: (weight, activation, '') for name in candidates})
+    for name in _image_layers(layers, candidates):
+        decisions[name] = _at_edge(decisions[name], 'reads the image')
+    for name in _prediction_layers(model, candidates):
+        decisions[name] = _at_edge(decisions[name], 'prediction layer')
+    return decisions
 
 
 def _image_layers(layers, candidates) -> list[str]:
@@ -241,18 +252,17 @@ def _check_rules(rules: Any) -> list[Mapping[str, Any]]:
     return list(rules)
 
 
-def _apply_rule(rule, where, layers, decisions) -> None:
+def _apply_rule(rule, where, layers, reasons, decisions) -> None:
     matched = [name for name, layer in layers.items() if _matches(rule, name, layer)]
     if not matched:
         guess = nearest(rule.get('pattern', ''), layers)
         hint = f" The nearest layer name is '{guess}'." if guess else ''
         asked = {key: rule[key] for key in ('pattern', 'kind') if key in rule}
         raise ConfigError(f'{where}: {asked} matches no layer.{hint} print(mmgdrq.plan(model)) lists all names')
-    usable = [name for name in matched if not _own_reason(layers[name])]
+    usable = [name for name in matched if name not in reasons]
     if not usable and not rule.get('skip'):
         raise ConfigError(
-            f"{where}: matches only layers that cannot be quantized, such as '{matched[0]}' "
-            f'({_own_reason(layers[matched[0]])})'
+            f"{where}: matches only layers that cannot be quantized, such as '{matched[0]}' ({reasons[matched[0]]})"
         )
     for name in usable:
         weight, activation, _ = decisions[name]
@@ -266,10 +276,6 @@ def _apply_rule(rule, where, layers, decisions) -> None:
             override_spec(activation, rule.get('activation'), f'{where}.activation'),
             f'by {where}',
         )
-
-
-def _own_reason(layer) -> str:
-    return 'is a quantized layer already' if is_quantized(layer) else why_float(layer)
 
 
 def _matches(rule, name, layer) -> bool:

@@ -44,6 +44,8 @@ def set_stage(model: nn.Module, stage: str) -> None:
     """
     if stage not in STAGES:
         raise ConfigError(f'stage {stage!r} is unknown. Expected one of {", ".join(STAGES)}')
+    if not hasattr(model, BUFFER):
+        raise ConfigError('set_stage: the model is not quantized. Call mmgdrq.quantize(model, ...) first')
     getattr(model, BUFFER).fill_(STAGES.index(stage))
     model.gdrq_stage_name = stage
     weight_mode, activation_mode = _MODES[stage]

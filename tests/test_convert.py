@@ -117,3 +117,9 @@ def test_a_quantized_model_inside_another_checks_its_part():
 def test_all_errors_have_one_base():
     assert issubclass(CheckpointError, MMGDRQError)
     assert issubclass(ConfigError, MMGDRQError)
+
+
+def test_a_model_with_a_quantized_part_is_refused():
+    part = mmgdrq.quantize(nn.Sequential(nn.Conv2d(3, 4, 1)))
+    with pytest.raises(ConfigError, match='model: 1 is quantized already'):
+        mmgdrq.quantize(nn.Sequential(nn.Conv2d(3, 3, 1), part))

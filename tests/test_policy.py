@@ -302,3 +302,15 @@ def test_every_convolution_that_reads_the_image_is_an_edge():
         head=tree(fc_cls=nn.Linear(16, 10)),
     )
     assert at_eight(model) == {'backbone.fine.0', 'backbone.coarse.0', 'head.fc_cls'}
+
+
+def test_layers_that_a_fast_path_bypasses_stay_in_float():
+    net = nn.Sequential(nn.Linear(8, 8), nn.TransformerEncoderLayer(8, 2, 16), nn.Linear(8, 8))
+    plan = {row.name: row for row in mmgdrq.plan(net)}
+    for name in ('1.linear1', '1.linear2'):
+        assert not plan[name].quantized
+        assert 'nn.TransformerEncoderLayer reads this weight without calling the layer' in plan[name].reason
+    assert plan['0'].quantized
+    assert plan['2'].quantized
+    with pytest.raises(ConfigError, match='cannot be quantized'):
+        mmgdrq.plan(net, rules=[dict(pattern='1.linear1', weight=dict(bits=8))])

@@ -125,3 +125,8 @@ def test_the_backward_pass_knows_the_threshold_of_its_own_forward_pass(stage):
         gradients.append(model[0].weight.grad)
     assert float(gradients[0].abs().sum()) > 0
     assert all(torch.equal(gradient, gradients[0]) for gradient in gradients[1:])
+
+
+def test_a_float_model_has_no_stage():
+    with pytest.raises(ConfigError, match=r'not quantized. Call mmgdrq.quantize'):
+        mmgdrq.set_stage(nn.Linear(2, 2), 'reshape')
