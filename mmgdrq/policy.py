@@ -190,7 +190,7 @@ def _reason_of(layer: nn.Module) -> str:
 def _default_decisions(model, layers, reasons, weight, activation):
     candidates = [name for name in layers if name not in reasons]
     decisions = {name: (None, None, reasons[name]) for name in reasons}
-    decisions.update({name: (weight, activation, '') for name in candidates})
+    decisions.update(dict.fromkeys(candidates, (weight, activation, '')))
     for name in _image_layers(layers, candidates):
         decisions[name] = _at_edge(decisions[name], 'reads the image')
     for name in _prediction_layers(model, candidates):
