@@ -34,7 +34,7 @@ def main() -> None:
     args = parser.parse_args()
     os.chdir(ROOT)
     # Waiting threads spin briefly only: if anything else uses a core, long spinning makes training many times slower.
-    os.environ.setdefault('GOMP_SPINCOUNT', '5000')
+    os.environ.setdefault('GOMP_SPINCOUNT', '20000')
     started = time.time()
     demo = Demo(Path(args.work_dir), args.data.rstrip('/') + '/', args.cfg_options, args.again)
     demo.run()
@@ -190,7 +190,7 @@ def draw_one(image, instances, scale: int = 3, threshold: float = 0.5):
         if score >= threshold:
             x1, y1, x2, y2 = (int(v * scale) for v in box)
             cv2.rectangle(image, (x1, y1), (x2, y2), (80, 255, 80), 2)
-            text = f'{int(label)}: {float(score):.2f}'
+            text = f'{int(label)}: {score.item():.2f}'
             cv2.putText(image, text, (x1, max(y1 - 4, 12)), cv2.FONT_HERSHEY_SIMPLEX, 0.5, (80, 255, 80), 1)
     return image
 
