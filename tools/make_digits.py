@@ -62,7 +62,7 @@ class DigitsArgs:
     seed: int = 0
     train: int = 2000
     val: int = 300
-    test: int = 500
+    test: int = 1000
     size: int = 128
     min_digits: int = 2
     max_digits: int = 6

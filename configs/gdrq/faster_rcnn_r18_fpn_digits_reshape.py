@@ -10,7 +10,7 @@ custom_hooks = [
         stages=dict(reshape=0),
     )
 ]
-load_from = 'work_dirs/faster_rcnn_r18_fpn_digits/epoch_3.pth'
+load_from = 'work_dirs/faster_rcnn_r18_fpn_digits/epoch_4.pth'
 
 max_epochs = 1
 train_cfg = dict(max_epochs=max_epochs, val_interval=max_epochs)
