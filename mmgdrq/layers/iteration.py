@@ -13,12 +13,17 @@ import torch.distributed as dist
 from torch import nn
 
 from .base import is_quantized
-from .quantizer import ActivationQuantizer, WeightQuantizer
+from .quantizer import ActivationQuantizer, WeightQuantizer, step_thresholds
 
 
 def activation_quantizers(model: nn.Module) -> list[ActivationQuantizer]:
     """All activation quantizers of ``model``, in module order, each once."""
     return [m for m in model.modules() if isinstance(m, ActivationQuantizer)]
+
+
+def weight_quantizers(model: nn.Module) -> list[WeightQuantizer]:
+    """All weight quantizers of ``model``, in module order, each once."""
+    return [m for m in model.modules() if isinstance(m, WeightQuantizer)]
 
 
 def quantized_layers(model: nn.Module) -> Iterator[nn.Module]:
@@ -31,16 +36,22 @@ def manage(model: nn.Module) -> None:
     for quantizer in activation_quantizers(model):
         quantizer.managed = True
         quantizer.observing = False
+    for quantizer in weight_quantizers(model):
+        quantizer.cache.per_iteration = True
     model.register_forward_pre_hook(_begin)
     model.register_forward_hook(_end)
 
 
 def _begin(model: nn.Module, args) -> None:
-    frozen = getattr(model, 'gdrq_frozen', False)
-    for quantizer in activation_quantizers(model):
-        quantizer.update()
-        quantizer.observing = model.training and not frozen
-    if model.training and not frozen:
+    observing = model.training and not getattr(model, 'gdrq_frozen', False)
+    quantizers = activation_quantizers(model)
+    step_thresholds(quantizers)
+    for quantizer in quantizers:
+        quantizer.observing = observing
+    if model.training:
+        for quantizer in weight_quantizers(model):
+            quantizer.cache.clear()
+    if observing:
         _renew_searched(model)
 
 
@@ -68,3 +79,4 @@ def _add_over_ranks(quantizers: list[ActivationQuantizer]) -> None:
     dist.all_reduce(sums)
     for quantizer, total in zip(quantizers, sums):
         quantizer.pending.copy_(total)
+        quantizer.observed = True

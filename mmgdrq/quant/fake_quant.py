@@ -52,7 +52,7 @@ class _StraightThrough(Function):
 
     @staticmethod
     def forward(ctx, x, step, limits, clip):
-        ctx.masked = clip is not None
+        ctx.masked = clip is not None and ctx.needs_input_grad[0]
         if ctx.masked:
             low, high = clip
             ctx.save_for_backward((x >= low).logical_and_(x <= high))

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from .ranges import search_range
+from .scratch import dense, take
 from .spec import ActivationSpec
 
 SAMPLE = 4096
@@ -25,11 +26,12 @@ def collect(x: Tensor, spec: ActivationSpec, signed: bool) -> Tensor:
     """
     x = x.detach()
     if spec.range == 'mean':
-        total, count = _norm(x, 1), float(x.numel())
+        total, count = _sum(x), float(x.numel())
     elif spec.range == 'minmax':
-        total, count = _norm(x, float('inf')) * x.numel(), float(x.numel())
+        low, high = x.aminmax()
+        total, count = torch.maximum(high, -low).float() * x.numel(), float(x.numel())
     elif spec.range == 'active_mean':
-        total, count = _norm(x, 1), _norm(x, 0)
+        total, count = _sum_and_count(x)
     else:
         total, count = _searched(x, spec, signed) * x.numel(), float(x.numel())
     pair = torch.empty(2, dtype=torch.float64, device=x.device)
@@ -44,8 +46,25 @@ def threshold_of(statistic: Tensor, spec: ActivationSpec, signed: bool) -> Tenso
     return statistic.float()
 
 
-def _norm(x: Tensor, order: float) -> Tensor:
-    return torch.linalg.vector_norm(x, order, dtype=torch.float32)
+def _sum(x: Tensor) -> Tensor:
+    return _magnitude(x).sum() if _by_parts(x) else torch.linalg.vector_norm(x, 1, dtype=torch.float32)
+
+
+def _sum_and_count(x: Tensor) -> tuple[Tensor, Tensor]:
+    if not _by_parts(x):
+        return _sum(x), torch.linalg.vector_norm(x, 0, dtype=torch.float32)
+    magnitude = _magnitude(x)
+    return magnitude.sum(), magnitude.sign_().sum()
+
+
+def _by_parts(x: Tensor) -> bool:
+    """On a CPU torch's norms are not vectorized; several passes over scratch memory are 2 to 8 times as fast."""
+    return x.device.type == 'cpu' and not torch.compiler.is_compiling()
+
+
+def _magnitude(x: Tensor) -> Tensor:
+    x = dense(x).float()
+    return torch.abs(x, out=take('work', x, torch.float32))
 
 
 def _searched(x: Tensor, spec: ActivationSpec, signed: bool) -> Tensor:
