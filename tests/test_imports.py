@@ -6,7 +6,20 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1] / 'mmgdrq'
-STDLIB = {'collections', 'dataclasses', 'difflib', 'fnmatch', 'functools', 'itertools', 'math', 're', 'typing'}
+STDLIB = {
+    'collections',
+    'ctypes',
+    'dataclasses',
+    'difflib',
+    'fnmatch',
+    'functools',
+    'itertools',
+    'math',
+    'pathlib',
+    're',
+    'threading',
+    'typing',
+}
 
 ALLOWED = {
     'errors': set(),

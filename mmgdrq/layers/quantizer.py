@@ -29,6 +29,9 @@ from .cache import WeightCache
 FLOAT, CLIP, QUANTIZE = 'float', 'clip', 'quantize'
 """What a quantizer does: nothing, Scale-Clip without rounding (activations only), or quantize."""
 
+MEAN_RULES = ('mean', 'active_mean')
+"""Ranges whose statistic is a by-product of quantizing."""
+
 
 class _Quantizer(nn.Module):
     """Shared part: the mode, and a ``format`` buffer by which a checkpoint is checked against the config."""
@@ -186,7 +189,11 @@ class ActivationQuantizer(_Quantizer):
         """
         if self.mode == FLOAT or x.numel() == 0:
             return x
-        if self._is_observing():
+        observing = self._is_observing()
+        at_once = (
+            encode and observing and not self.is_fresh() and self.mode == QUANTIZE and self.spec.range in MEAN_RULES
+        )
+        if observing and not at_once:
             self.observe(x)
         if not self.is_ready():
             return self._without_range(x)
@@ -196,9 +203,19 @@ class ActivationQuantizer(_Quantizer):
         if self.spec.range == 'learned':
             return fake_quantize_learned(x, step_of(self.threshold, levels), limits)
         if encode:
-            step = step_of(self.threshold, levels)
-            return encode_activation(x, self.threshold, step, limits, 'input', torch.is_grad_enabled(), x.requires_grad)
+            return self._encode(x, levels, limits, torch.is_grad_enabled(), at_once)
         return fake_quantize_activation(x, self.threshold, levels, limits)
+
+    @torch.no_grad()
+    def _encode(self, x: Tensor, levels: int, limits: tuple[int, int], keep: bool, observing: bool) -> Encoded:
+        statistic = torch.empty(2, dtype=torch.float64, device=x.device) if observing else None
+        step = step_of(self.threshold, levels)
+        encoded = encode_activation(x, self.threshold, step, limits, 'input', keep, x.requires_grad, statistic)
+        if observing:
+            if self.spec.range == 'mean':
+                statistic[1] = x.numel()
+            self._add(statistic)
+        return encoded
 
     @torch.no_grad()
     def observe(self, x: Tensor) -> None:
@@ -211,10 +228,13 @@ class ActivationQuantizer(_Quantizer):
             if not self.is_ready():
                 return
             self._fresh = True
-        self.pending[:2].add_(collect(x, self.spec, self._signed))
-        self.observed = True
         if self._fresh:
             self.pending[2].add_(float(x.amin() < 0))
+        self._add(collect(x, self.spec, self._signed))
+
+    def _add(self, statistic: Tensor) -> None:
+        self.pending[:2].add_(statistic)
+        self.observed = True
         if not self.managed:
             self.update()
 

@@ -12,7 +12,9 @@ from typing import Optional
 import torch
 from torch import Tensor
 
+from . import native
 from .scratch import dense, take
+from .statistics import sum_and_count
 
 INSIDE = 128
 """Bit of a code that marks an element inside the range."""
@@ -38,8 +40,13 @@ class Codes:
 
     def values(self, slot: str) -> Tensor:
         """Dequantize, float32, into the scratch memory ``slot``."""
-        result = take(slot, self.stored, torch.float32)
         stored = self.stored
+        result = take(slot, stored, torch.float32)
+        if native.usable(result):
+            rows = self.step.numel()
+            bits = INSIDE - 1 if self.flagged else 255
+            native.call('decode', stored, self.step, result, rows, stored.numel() // rows, self.lowest, bits)
+            return result
         if self.flagged:
             stored = torch.bitwise_and(stored, INSIDE - 1, out=take('bytes', stored, torch.uint8))
         if self.lowest:
@@ -50,10 +57,13 @@ class Codes:
     def mask_(self, grad: Tensor) -> Tensor:
         """Set the gradient to zero, in place, where the forward pass clipped."""
         inside = self.inside
+        if inside is None and not self.flagged:
+            return grad
+        if native.usable(grad) and grad.stride() == self.stored.stride():
+            native.call('mask', grad, self.stored if self.flagged else inside, grad.numel(), 7 if self.flagged else 0)
+            return grad
         if self.flagged:
             inside = torch.bitwise_right_shift(self.stored, 7, out=take('bytes', self.stored, torch.uint8))
-        if inside is None:
-            return grad
         factor = take('work', inside, torch.float32).copy_(inside)
         return grad.mul_(factor)
 
@@ -80,7 +90,12 @@ def encode_weight(weight: Tensor, step: Tensor, limits: tuple[int, int], slot: s
         limits: lowest and highest code.
     """
     weight = dense(weight.detach())
+    step = step.contiguous()
     values = take(slot, weight, torch.float32)
+    if native.usable(weight):
+        rows, stored = step.numel(), torch.empty_like(weight, dtype=torch.uint8)
+        native.call('encode_rows', weight, step, values, stored, rows, weight.numel() // rows, *limits)
+        return Encoded(values, Codes(stored, step, limits[0]))
     torch.div(weight.float(), step, out=values).round_().clamp_(*limits)
     stored = _to_bytes(values, limits)
     return Encoded(values.mul_(step), Codes(stored, step, limits[0]))
@@ -94,6 +109,7 @@ def encode_activation(
     slot: str,
     keep: bool = True,
     masked: bool = True,
+    statistic: Optional[Tensor] = None,
 ) -> Encoded:
     """Fake-quantize an activation; the values are in the scratch memory ``slot``.
 
@@ -105,9 +121,14 @@ def encode_activation(
         slot: scratch memory for the values.
         keep: whether there will be a backward pass.
         masked: whether it will ask for the gradient of ``x``.
+        statistic: float64, shape ``(2,)``; receives :func:`~mmgdrq.quant.statistics.sum_and_count` of ``x``.
     """
     x = dense(x.detach()).float()
     values = take(slot, x, torch.float32)
+    if native.usable(x):
+        return _encode_native(x, threshold, step, limits, values, keep, masked, statistic)
+    if statistic is not None:
+        statistic.copy_(sum_and_count(x))
     torch.div(x, step, out=values).round_().clamp_(*limits)
     if not keep:
         return Encoded(values.mul_(step), None)
@@ -121,6 +142,17 @@ def encode_activation(
         else:
             codes.inside = inside.clone()
     return Encoded(values, codes)
+
+
+def _encode_native(x, threshold, step, limits, values, keep, masked, statistic) -> Encoded:
+    low, high = limits
+    flagged = masked and high - low < INSIDE
+    stored = torch.empty_like(x, dtype=torch.uint8) if keep else None
+    inside = torch.empty_like(x, dtype=torch.uint8) if keep and masked and not flagged else None
+    top = threshold.item()
+    bounds = (-top if low else 0.0, top)
+    native.call('encode', x, values, stored, inside, statistic, x.numel(), step.item(), *limits, *bounds, flagged)
+    return Encoded(values, Codes(stored, step, low, inside, flagged) if keep else None)
 
 
 def _to_bytes(codes: Tensor, limits: tuple[int, int]) -> Tensor:

@@ -6,8 +6,10 @@ Source: GDRQ's quantized-loss (its figure 5) and Scale-Clip threshold ``T = k * 
 import torch
 from torch import Tensor
 
+from . import native
 from .fake_quant import dequantize, quantize, step_of
 from .groups import broadcast_filters, group_max_abs, group_mean_abs, per_filter, per_group
+from .scratch import dense
 from .spec import WeightSpec
 
 COARSE, FINE = 32, 7
@@ -93,7 +95,11 @@ def scale_clip_(weight: Tensor, spec: WeightSpec) -> Tensor:
     """
     with torch.no_grad():
         bound = group_mean_abs(weight, spec.group_size) * spec.clip_multiplier
-        bound = broadcast_filters(per_filter(bound, weight.shape[0], spec.group_size), weight).to(weight.dtype)
+        bound = per_filter(bound, weight.shape[0], spec.group_size).contiguous()
+        if native.usable(weight) and dense(weight) is weight:
+            native.call('clip_rows', weight, bound, bound.numel(), weight.numel() // bound.numel())
+            return weight
+        bound = broadcast_filters(bound, weight).to(weight.dtype)
         return torch.clamp(weight, -bound, bound, out=weight)
 
 

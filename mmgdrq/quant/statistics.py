@@ -7,6 +7,7 @@ result is ``total / count``, as if all elements had been in one tensor.
 import torch
 from torch import Tensor
 
+from . import native
 from .ranges import search_range
 from .scratch import dense, take
 from .spec import ActivationSpec
@@ -26,12 +27,12 @@ def collect(x: Tensor, spec: ActivationSpec, signed: bool) -> Tensor:
     """
     x = x.detach()
     if spec.range == 'mean':
-        total, count = _sum(x), float(x.numel())
+        total, count = sum_and_count(x)[0], float(x.numel())
     elif spec.range == 'minmax':
         low, high = x.aminmax()
         total, count = torch.maximum(high, -low).float() * x.numel(), float(x.numel())
     elif spec.range == 'active_mean':
-        total, count = _sum_and_count(x)
+        total, count = sum_and_count(x)
     else:
         total, count = _searched(x, spec, signed) * x.numel(), float(x.numel())
     pair = torch.empty(2, dtype=torch.float64, device=x.device)
@@ -46,25 +47,23 @@ def threshold_of(statistic: Tensor, spec: ActivationSpec, signed: bool) -> Tenso
     return statistic.float()
 
 
-def _sum(x: Tensor) -> Tensor:
-    return _magnitude(x).sum() if _by_parts(x) else torch.linalg.vector_norm(x, 1, dtype=torch.float32)
+def sum_and_count(x: Tensor) -> Tensor:
+    """sum|x| and the number of elements that are not zero.
 
-
-def _sum_and_count(x: Tensor) -> tuple[Tensor, Tensor]:
-    if not _by_parts(x):
-        return _sum(x), torch.linalg.vector_norm(x, 0, dtype=torch.float32)
-    magnitude = _magnitude(x)
-    return magnitude.sum(), magnitude.sign_().sum()
-
-
-def _by_parts(x: Tensor) -> bool:
-    """On a CPU torch's norms are not vectorized; several passes over scratch memory are 2 to 8 times as fast."""
-    return x.device.type == 'cpu' and not torch.compiler.is_compiling()
-
-
-def _magnitude(x: Tensor) -> Tensor:
-    x = dense(x).float()
-    return torch.abs(x, out=take('work', x, torch.float32))
+    Returns:
+        float64, shape ``(2,)``.
+    """
+    x = dense(x.detach()).float()
+    pair = torch.empty(2, dtype=torch.float64, device=x.device)
+    if native.usable(x):
+        native.call('statistic', x, pair, x.numel())
+        return pair
+    if x.device.type != 'cpu' or torch.compiler.is_compiling():
+        pair[0], pair[1] = torch.linalg.vector_norm(x, 1), torch.linalg.vector_norm(x, 0)
+        return pair
+    magnitude = torch.abs(x, out=take('work', x, torch.float32))  # norms are not vectorized on a CPU
+    pair[0], pair[1] = magnitude.sum(), magnitude.sign_().sum()
+    return pair
 
 
 def _searched(x: Tensor, spec: ActivationSpec, signed: bool) -> Tensor:
