@@ -15,6 +15,7 @@ from ..quant import (
     collect,
     encode_activation,
     encode_weight,
+    encode_weight_by_rule,
     fake_quantize_activation,
     fake_quantize_learned,
     fake_quantize_weight,
@@ -102,6 +103,8 @@ class WeightQuantizer(_Quantizer):
         return self._fake_quantize(weight)
 
     def _encode(self, weight: Tensor) -> Encoded:
+        if not self.stateful:
+            return encode_weight_by_rule(weight, self.spec, 'weight')
         step = weight_step(weight, self.range_of(weight), self.spec)
         return encode_weight(weight, step, self.spec.code_limits, 'weight')
 

@@ -13,7 +13,10 @@ import torch
 from torch import Tensor
 
 from . import native
+from .fake_quant import MIN_STEP
+from .ranges import weight_range, weight_step
 from .scratch import dense, take
+from .spec import WeightSpec
 from .statistics import sum_and_count
 
 INSIDE = 128
@@ -86,7 +89,7 @@ def encode_weight(weight: Tensor, step: Tensor, limits: tuple[int, int], slot: s
 
     Args:
         weight: shape ``(O, ...)``, any floating dtype.
-        step: positive, broadcasts against ``weight``.
+        step: positive, one value a filter, shaped to broadcast against ``weight``.
         limits: lowest and highest code.
     """
     weight = dense(weight.detach())
@@ -99,6 +102,19 @@ def encode_weight(weight: Tensor, step: Tensor, limits: tuple[int, int], slot: s
     torch.div(weight.float(), step, out=values).round_().clamp_(*limits)
     stored = _to_bytes(values, limits)
     return Encoded(values.mul_(step), Codes(stored, step, limits[0]))
+
+
+def encode_weight_by_rule(weight: Tensor, spec: WeightSpec, slot: str) -> Encoded:
+    """:func:`encode_weight` with the range that the rule of ``spec`` gives for the present weight."""
+    weight = dense(weight.detach())
+    if not (native.usable(weight) and spec.range == 'mean' and spec.group_size == 1):
+        return encode_weight(weight, weight_step(weight, weight_range(weight, spec), spec), spec.code_limits, slot)
+    values, stored = take(slot, weight, torch.float32), torch.empty_like(weight, dtype=torch.uint8)
+    step = weight.new_empty(weight.shape[0], *[1] * (weight.dim() - 1))
+    size = (step.numel(), weight.numel() // step.numel())
+    rule = (*spec.code_limits, spec.multiplier, spec.levels, MIN_STEP)
+    native.call('encode_mean_rows', weight, step, values, stored, *size, *rule)
+    return Encoded(values, Codes(stored, step, spec.code_limits[0]))
 
 
 def encode_activation(

@@ -67,16 +67,25 @@ KERNEL void mask_block(float *restrict grad, const uint8_t *restrict codes, int6
     for (int64_t i = 0; i < n; i++) grad[i] *= (float)((int32_t)codes[i] >> shift);
 }
 
+/* Eight bytes of 0 or 1 <-> eight bits, element i at bit i (little endian). */
+KERNEL void pack_block(const uint64_t *restrict bytes, uint8_t *restrict bits, int64_t n) {
+    for (int64_t i = 0; i < n; i++) bits[i] = (uint8_t)(bytes[i] * 0x0102040810204080u >> 56);
+}
+
+KERNEL void unpack_block(const uint8_t *restrict bits, uint64_t *restrict bytes, int64_t n) {
+    for (int64_t i = 0; i < n; i++) bytes[i] = bits[i] * 0x0101010101010101u & 0x8040201008040201u;
+}
+
 KERNEL void relu_block(float *restrict x, uint8_t *restrict positive, int64_t n) {
     for (int64_t i = 0; i < n; i++) {
-        positive[i] = x[i] > 0;
+        positive[i] = !(x[i] <= 0); /* as torch, also for NaN */
         x[i] = 0 > x[i] ? 0 : x[i];
     }
 }
 
 KERNEL void select_block(const int32_t *restrict grad, const uint8_t *restrict positive, int32_t *restrict result,
                          int64_t n) {
-    for (int64_t i = 0; i < n; i++) result[i] = grad[i] & -(int32_t)positive[i];
+    for (int64_t i = 0; i < n; i++) result[i] = grad[i] & -(int32_t)(positive[i] != 0);
 }
 
 KERNEL void clip_block(float *x, int64_t n, float bound) {
@@ -87,6 +96,12 @@ KERNEL void clip_block(float *x, int64_t n, float bound) {
 }
 
 static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+
+static float sum_row(const float *x, int64_t n) {
+    double sum = 0, count = 0;
+    for (int64_t i = 0; i < n; i += BLOCK) sum_block(x + i, least(BLOCK, n - i), &sum, &count);
+    return (float)sum;
+}
 
 /* codes, inside and statistic may be NULL; statistic receives sum|x| and the number of nonzero elements. */
 void mmgdrq_encode(const float *x, float *values, uint8_t *codes, uint8_t *inside, double *statistic, int64_t n,
@@ -130,14 +145,22 @@ void mmgdrq_encode_rows(const float *x, const float *steps, float *values, uint8
     }
 }
 
-void mmgdrq_sum_rows(const float *x, float *sums, int64_t rows, int64_t columns, int threads) {
+/* The range of every row is k * mean|row|; steps receives max(range / levels, floor). */
+void mmgdrq_encode_mean_rows(const float *x, float *steps, float *values, uint8_t *codes, int64_t rows, int64_t columns,
+                             float lowest, float highest, float k, float levels, float floor, int threads) {
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int64_t r = 0; r < rows; r++) {
-        double sum = 0, count = 0;
-        for (int64_t i = 0; i < columns; i += BLOCK)
-            sum_block(x + r * columns + i, least(BLOCK, columns - i), &sum, &count);
-        sums[r] = (float)sum;
+        const float *row = x + r * columns;
+        float range = sum_row(row, columns) / (float)columns * k;
+        steps[r] = range / levels > floor ? range / levels : floor;
+        grid g = {steps[r], lowest, highest, 0, 0, 0};
+        encode_block(row, values + r * columns, codes + r * columns, 0, columns, g);
     }
+}
+
+void mmgdrq_sum_rows(const float *x, float *sums, int64_t rows, int64_t columns, int threads) {
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int64_t r = 0; r < rows; r++) sums[r] = sum_row(x + r * columns, columns);
 }
 
 void mmgdrq_decode(const uint8_t *codes, const float *steps, float *values, int64_t rows, int64_t columns,
@@ -156,16 +179,26 @@ void mmgdrq_mask(float *grad, const uint8_t *codes, int64_t n, int shift, int th
     for (int64_t i = 0; i < n; i += BLOCK) mask_block(grad + i, codes + i, least(BLOCK, n - i), shift);
 }
 
-/* max(x, 0) in place; positive receives x > 0. */
+/* max(x, 0) in place; positive receives x > 0, one bit an element. */
 void mmgdrq_relu(float *x, uint8_t *positive, int64_t n, int threads) {
 #pragma omp parallel for num_threads(threads) schedule(static)
-    for (int64_t i = 0; i < n; i += BLOCK) relu_block(x + i, positive + i, least(BLOCK, n - i));
+    for (int64_t i = 0; i < n; i += BLOCK) {
+        uint64_t bytes[BLOCK / 8];
+        int64_t m = least(BLOCK, n - i);
+        bytes[(m - 1) / 8] = 0;
+        relu_block(x + i, (uint8_t *)bytes, m);
+        pack_block(bytes, positive + i / 8, (m + 7) / 8);
+    }
 }
 
 void mmgdrq_relu_backward(const int32_t *grad, const uint8_t *positive, int32_t *result, int64_t n, int threads) {
 #pragma omp parallel for num_threads(threads) schedule(static)
-    for (int64_t i = 0; i < n; i += BLOCK)
-        select_block(grad + i, positive + i, result + i, least(BLOCK, n - i));
+    for (int64_t i = 0; i < n; i += BLOCK) {
+        uint64_t bytes[BLOCK / 8];
+        int64_t m = least(BLOCK, n - i);
+        unpack_block(positive + i / 8, bytes, (m + 7) / 8);
+        select_block(grad + i, (const uint8_t *)bytes, result + i, m);
+    }
 }
 
 /* Clip every row to [-bound, bound] in place. */

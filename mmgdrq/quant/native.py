@@ -17,6 +17,7 @@ _SIGNATURES = {
     'encode': [_POINTER] * 5 + [_LONG] + [_FLOAT] * 5 + [_INT, _INT],
     'statistic': [_POINTER, _POINTER, _LONG, _INT],
     'encode_rows': [_POINTER] * 4 + [_LONG, _LONG, _FLOAT, _FLOAT, _INT],
+    'encode_mean_rows': [_POINTER] * 4 + [_LONG, _LONG] + [_FLOAT] * 5 + [_INT],
     'sum_rows': [_POINTER, _POINTER, _LONG, _LONG, _INT],
     'decode': [_POINTER] * 3 + [_LONG, _LONG, _INT, _INT, _INT],
     'mask': [_POINTER, _POINTER, _LONG, _INT, _INT],
