@@ -54,11 +54,11 @@ class WeightCache:
         key = tuple(map(_key, (weight, *ranges)))
         if not self.enabled or None in key or weight.device.type != 'cpu' or torch.jit.is_tracing():
             return quantize(weight)
-        sample = torch.cat([_spread(tensor) for tensor in (weight, *ranges)])
-        if self._values is None or self._key != key or not torch.equal(self._sample, sample):
+        sample = [_spread(tensor) for tensor in (weight, *ranges)]
+        if self._values is None or self._key != key or not all(map(torch.equal, self._sample, sample)):
             values = quantize(weight)
             self.clear()
-            self._values, self._key, self._sample = values, key, sample
+            self._values, self._key, self._sample = values, key, [part.clone() for part in sample]
         return self._values
 
     def __getstate__(self) -> dict:
@@ -77,4 +77,4 @@ def _key(weight: Tensor) -> Optional[tuple]:
 
 def _spread(weight: Tensor) -> Tensor:
     flat = weight.detach().flatten()
-    return flat[:: max(flat.numel() // SAMPLE, 1)].float()
+    return flat[:: max(flat.numel() // SAMPLE, 1)]

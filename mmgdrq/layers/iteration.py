@@ -21,11 +21,6 @@ def activation_quantizers(model: nn.Module) -> list[ActivationQuantizer]:
     return [m for m in model.modules() if isinstance(m, ActivationQuantizer)]
 
 
-def weight_quantizers(model: nn.Module) -> list[WeightQuantizer]:
-    """All weight quantizers of ``model``, in module order, each once."""
-    return [m for m in model.modules() if isinstance(m, WeightQuantizer)]
-
-
 def quantized_layers(model: nn.Module) -> Iterator[nn.Module]:
     """All quantized layers of ``model``, in module order, each once."""
     return (m for m in model.modules() if is_quantized(m))
@@ -36,30 +31,35 @@ def manage(model: nn.Module) -> None:
     for quantizer in activation_quantizers(model):
         quantizer.managed = True
         quantizer.observing = False
-    for quantizer in weight_quantizers(model):
-        quantizer.cache.per_iteration = True
+    for module in model.modules():
+        if isinstance(module, WeightQuantizer):
+            module.cache.per_iteration = True
     model.register_forward_pre_hook(_begin)
     model.register_forward_hook(_end)
 
 
 def _begin(model: nn.Module, args) -> None:
     observing = model.training and not getattr(model, 'gdrq_frozen', False)
-    quantizers = activation_quantizers(model)
+    modules = list(model.modules())
+    quantizers = [m for m in modules if isinstance(m, ActivationQuantizer)]
     step_thresholds(quantizers)
     for quantizer in quantizers:
         quantizer.observing = observing
     if model.training:
-        for quantizer in weight_quantizers(model):
-            quantizer.cache.clear()
+        for module in modules:
+            if isinstance(module, WeightQuantizer):
+                module.cache.clear()
     if observing:
         _renew_searched(model)
 
 
 def _end(model: nn.Module, args, output) -> None:
+    if not model.training:
+        return
     quantizers = activation_quantizers(model)
     for quantizer in quantizers:
         quantizer.observing = False
-    if not model.training or not quantizers:
+    if not quantizers:
         return
     if dist.is_available() and dist.is_initialized():
         _add_over_ranks(quantizers)

@@ -212,8 +212,8 @@ class ActivationQuantizer(_Quantizer):
     @torch.no_grad()
     def _encode(self, x: Tensor, levels: int, limits: tuple[int, int], keep: bool, observing: bool) -> Encoded:
         statistic = torch.empty(2, dtype=torch.float64, device=x.device) if observing else None
-        step = step_of(self.threshold, levels)
-        encoded = encode_activation(x, self.threshold, step, limits, 'input', keep, x.requires_grad, statistic)
+        threshold = self.threshold.detach()
+        encoded = encode_activation(x, threshold, levels, limits, 'input', keep, x.requires_grad, statistic)
         if observing:
             if self.spec.range == 'mean':
                 statistic[1] = x.numel()

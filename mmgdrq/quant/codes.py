@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from . import native
-from .fake_quant import MIN_STEP
+from .fake_quant import MIN_STEP, step_of
 from .ranges import weight_range, weight_step
 from .scratch import dense, take
 from .spec import WeightSpec
@@ -120,7 +120,7 @@ def encode_weight_by_rule(weight: Tensor, spec: WeightSpec, slot: str) -> Encode
 def encode_activation(
     x: Tensor,
     threshold: Tensor,
-    step: Tensor,
+    levels: int,
     limits: tuple[int, int],
     slot: str,
     keep: bool = True,
@@ -132,7 +132,7 @@ def encode_activation(
     Args:
         x: any shape, any floating dtype.
         threshold: scalar T.
-        step: scalar, ``step_of(threshold, levels)``.
+        levels: steps between 0 and T.
         limits: lowest and highest code; a lowest code of 0 clips to [0, T], else to [-T, T].
         slot: scratch memory for the values.
         keep: whether there will be a backward pass.
@@ -142,9 +142,10 @@ def encode_activation(
     x = dense(x.detach()).float()
     values = take(slot, x, torch.float32)
     if native.usable(x):
-        return _encode_native(x, threshold, step, limits, values, keep, masked, statistic)
+        return _encode_native(x, threshold, levels, limits, values, keep, masked, statistic)
     if statistic is not None:
         statistic.copy_(sum_and_count(x))
+    step = step_of(threshold, levels)
     torch.div(x, step, out=values).round_().clamp_(*limits)
     if not keep:
         return Encoded(values.mul_(step), None)
@@ -160,14 +161,14 @@ def encode_activation(
     return Encoded(values, codes)
 
 
-def _encode_native(x, threshold, step, limits, values, keep, masked, statistic) -> Encoded:
+def _encode_native(x, threshold, levels, limits, values, keep, masked, statistic) -> Encoded:
     low, high = limits
     flagged = masked and high - low < INSIDE
     stored = torch.empty_like(x, dtype=torch.uint8) if keep else None
     inside = torch.empty_like(x, dtype=torch.uint8) if keep and masked and not flagged else None
-    top = threshold.item()
-    bounds = (-top if low else 0.0, top)
-    native.call('encode', x, values, stored, inside, statistic, x.numel(), step.item(), *limits, *bounds, flagged)
+    step = threshold.new_empty(()) if keep else None
+    grid = (threshold.item(), levels, MIN_STEP, low, high, flagged)
+    native.call('encode', x, values, stored, inside, statistic, step, x.numel(), *grid)
     return Encoded(values, Codes(stored, step, low, inside, flagged) if keep else None)
 
 

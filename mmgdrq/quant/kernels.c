@@ -103,10 +103,16 @@ static float sum_row(const float *x, int64_t n) {
     return (float)sum;
 }
 
-/* codes, inside and statistic may be NULL; statistic receives sum|x| and the number of nonzero elements. */
-void mmgdrq_encode(const float *x, float *values, uint8_t *codes, uint8_t *inside, double *statistic, int64_t n,
-                   float step, float lowest, float highest, float low, float high, int flagged, int threads) {
-    grid g = {step, lowest, highest, low, high, flagged};
+static float step_of(float range, float levels, float floor) {
+    float step = range / levels;
+    return step < floor ? floor : step;
+}
+
+/* codes, inside, statistic and step may be NULL; statistic receives sum|x| and the number of nonzero elements. */
+void mmgdrq_encode(const float *x, float *values, uint8_t *codes, uint8_t *inside, double *statistic, float *step,
+                   int64_t n, float threshold, float levels, float floor, float lowest, float highest, int flagged,
+                   int threads) {
+    grid g = {step_of(threshold, levels, floor), lowest, highest, lowest < 0 ? -threshold : 0, threshold, flagged};
     double sum = 0, count = 0;
 #pragma omp parallel for num_threads(threads) reduction(+ : sum, count) schedule(static)
     for (int64_t i = 0; i < n; i += BLOCK) {
@@ -117,6 +123,7 @@ void mmgdrq_encode(const float *x, float *values, uint8_t *codes, uint8_t *insid
         else
             quantize_block(x + i, values + i, m, g);
     }
+    if (step) *step = g.step;
     if (statistic) {
         statistic[0] = sum;
         statistic[1] = count;
@@ -151,8 +158,7 @@ void mmgdrq_encode_mean_rows(const float *x, float *steps, float *values, uint8_
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int64_t r = 0; r < rows; r++) {
         const float *row = x + r * columns;
-        float range = sum_row(row, columns) / (float)columns * k;
-        steps[r] = range / levels > floor ? range / levels : floor;
+        steps[r] = step_of(sum_row(row, columns) / (float)columns * k, levels, floor);
         grid g = {steps[r], lowest, highest, 0, 0, 0};
         encode_block(row, values + r * columns, codes + r * columns, 0, columns, g);
     }
@@ -201,8 +207,11 @@ void mmgdrq_relu_backward(const int32_t *grad, const uint8_t *positive, int32_t 
     }
 }
 
-/* Clip every row to [-bound, bound] in place. */
-void mmgdrq_clip_rows(float *x, const float *bounds, int64_t rows, int64_t columns, int threads) {
+/* Clip every row to [-bound, bound] in place; bounds may be NULL: the bound of a row is then k * mean|row|. */
+void mmgdrq_clip_rows(float *x, const float *bounds, int64_t rows, int64_t columns, float k, int threads) {
 #pragma omp parallel for num_threads(threads) schedule(static)
-    for (int64_t r = 0; r < rows; r++) clip_block(x + r * columns, columns, bounds[r]);
+    for (int64_t r = 0; r < rows; r++) {
+        float *row = x + r * columns;
+        clip_block(row, columns, bounds ? bounds[r] : sum_row(row, columns) / (float)columns * k);
+    }
 }

@@ -14,7 +14,7 @@ from torch import Tensor
 _FLOAT, _INT, _LONG, _POINTER = ctypes.c_float, ctypes.c_int, ctypes.c_int64, ctypes.c_void_p
 
 _SIGNATURES = {
-    'encode': [_POINTER] * 5 + [_LONG] + [_FLOAT] * 5 + [_INT, _INT],
+    'encode': [_POINTER] * 6 + [_LONG] + [_FLOAT] * 5 + [_INT, _INT],
     'statistic': [_POINTER, _POINTER, _LONG, _INT],
     'encode_rows': [_POINTER] * 4 + [_LONG, _LONG, _FLOAT, _FLOAT, _INT],
     'encode_mean_rows': [_POINTER] * 4 + [_LONG, _LONG] + [_FLOAT] * 5 + [_INT],
@@ -23,7 +23,7 @@ _SIGNATURES = {
     'mask': [_POINTER, _POINTER, _LONG, _INT, _INT],
     'relu': [_POINTER, _POINTER, _LONG, _INT],
     'relu_backward': [_POINTER] * 3 + [_LONG, _INT],
-    'clip_rows': [_POINTER, _POINTER, _LONG, _LONG, _INT],
+    'clip_rows': [_POINTER, _POINTER, _LONG, _LONG, _FLOAT, _INT],
 }
 
 
