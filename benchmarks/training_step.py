@@ -25,7 +25,7 @@ from statistics import median, quantiles
 import torch
 
 from candidates import CANDIDATES, CLASSIFIERS, DETECTORS, MAIN, QUICK, make_model  # isort: skip
-from mmgdrq.quant import native
+from mmgdrq.quant import backend, native
 from mmgdrq.scale_clip import ScaleClip
 
 
@@ -47,7 +47,7 @@ class Trainer:
 
     def train(self) -> float:
         """Seconds of one training step."""
-        native.enable(self.kernels)
+        backend.enable(self.kernels)
         self.model.train()
         start = self._now()
         self.optimizer.zero_grad()
@@ -60,7 +60,7 @@ class Trainer:
     @torch.no_grad()
     def evaluate(self) -> float:
         """Seconds of one evaluation step."""
-        native.enable(self.kernels)
+        backend.enable(self.kernels)
         if self.model.training:
             self.model.eval()
             self.model.predict(*self.batch)  # not timed: a change of mode starts afresh

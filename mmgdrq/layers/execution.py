@@ -6,7 +6,7 @@ from typing import Any
 from torch import nn
 
 from ..errors import ConfigError, unknown_key
-from ..quant import native
+from ..quant import backend
 from .iteration import quantized_layers
 from .quantizer import WeightQuantizer
 from .relu import set_lean_relu
@@ -55,5 +55,5 @@ def set_execution(model: nn.Module, **switches: Any) -> Execution:
             layer.weight_quantizer.cache.enabled = execution.cache
             layer.weight_quantizer.cache.clear()
     set_lean_relu(model, execution.lean_relu)
-    native.enable(execution.kernels)
+    backend.enable(execution.kernels)
     return execution

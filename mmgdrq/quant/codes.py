@@ -12,7 +12,7 @@ from typing import Optional
 import torch
 from torch import Tensor
 
-from . import native
+from .backend import kernels_for
 from .fake_quant import MIN_STEP, step_of
 from .ranges import weight_range, weight_step
 from .scratch import dense, take
@@ -45,10 +45,8 @@ class Codes:
         """Dequantize, float32, into the scratch memory ``slot``."""
         stored = self.stored
         result = take(slot, stored, torch.float32)
-        if native.usable(result):
-            rows = self.step.numel()
-            bits = INSIDE - 1 if self.flagged else 255
-            native.call('decode', stored, self.step, result, rows, stored.numel() // rows, self.lowest, bits)
+        if kernels := kernels_for(result):
+            kernels.decode(stored, self.step, result, self.lowest, INSIDE - 1 if self.flagged else 255)
             return result
         if self.flagged:
             stored = torch.bitwise_and(stored, INSIDE - 1, out=take('bytes', stored, torch.uint8))
@@ -62,8 +60,9 @@ class Codes:
         inside = self.inside
         if inside is None and not self.flagged:
             return grad
-        if native.usable(grad) and grad.stride() == self.stored.stride():
-            native.call('mask', grad, self.stored if self.flagged else inside, grad.numel(), 7 if self.flagged else 0)
+        kernels = kernels_for(grad)
+        if kernels and grad.stride() == self.stored.stride():
+            kernels.mask(grad, self.stored if self.flagged else inside, 7 if self.flagged else 0)
             return grad
         if self.flagged:
             inside = torch.bitwise_right_shift(self.stored, 7, out=take('bytes', self.stored, torch.uint8))
@@ -76,7 +75,8 @@ class Encoded:
     """A fake-quantized operand of a layer.
 
     Attributes:
-        values: float32, in scratch memory: valid until the next operand of its kind is quantized.
+        values: float32 or the tensor's dtype, in scratch memory: valid until the next operand of its kind is
+            quantized.
         codes: what the backward pass needs; None where there will be none.
     """
 
@@ -95,9 +95,9 @@ def encode_weight(weight: Tensor, step: Tensor, limits: tuple[int, int], slot: s
     weight = dense(weight.detach())
     step = step.contiguous()
     values = take(slot, weight, torch.float32)
-    if native.usable(weight):
-        rows, stored = step.numel(), torch.empty_like(weight, dtype=torch.uint8)
-        native.call('encode_rows', weight, step, values, stored, rows, weight.numel() // rows, *limits)
+    if kernels := kernels_for(weight):
+        stored = torch.empty_like(weight, dtype=torch.uint8)
+        kernels.encode_rows(weight, step, values, stored, limits)
         return Encoded(values, Codes(stored, step, limits[0]))
     torch.div(weight.float(), step, out=values).round_().clamp_(*limits)
     stored = _to_bytes(values, limits)
@@ -107,13 +107,13 @@ def encode_weight(weight: Tensor, step: Tensor, limits: tuple[int, int], slot: s
 def encode_weight_by_rule(weight: Tensor, spec: WeightSpec, slot: str) -> Encoded:
     """:func:`encode_weight` with the range that the rule of ``spec`` gives for the present weight."""
     weight = dense(weight.detach())
-    if not (native.usable(weight) and spec.range == 'mean' and spec.group_size == 1):
+    kernels = kernels_for(weight)
+    if not (kernels and spec.range == 'mean' and spec.group_size == 1):
         return encode_weight(weight, weight_step(weight, weight_range(weight, spec), spec), spec.code_limits, slot)
     values, stored = take(slot, weight, torch.float32), torch.empty_like(weight, dtype=torch.uint8)
     step = weight.new_empty(weight.shape[0], *[1] * (weight.dim() - 1))
-    size = (step.numel(), weight.numel() // step.numel())
-    rule = (*spec.code_limits, spec.multiplier, spec.levels, MIN_STEP)
-    native.call('encode_mean_rows', weight, step, values, stored, *size, *rule)
+    rule = (spec.code_limits, spec.multiplier, spec.levels, MIN_STEP)
+    kernels.encode_mean_rows(weight, step, values, stored, *rule)
     return Encoded(values, Codes(stored, step, spec.code_limits[0]))
 
 
@@ -139,10 +139,11 @@ def encode_activation(
         masked: whether it will ask for the gradient of ``x``.
         statistic: float64, shape ``(2,)``; receives :func:`~mmgdrq.quant.statistics.sum_and_count` of ``x``.
     """
-    x = dense(x.detach()).float()
+    x = dense(x.detach())
+    if kernels := kernels_for(x):
+        return _encode_by(kernels, x, threshold, levels, limits, slot, keep, masked, statistic)
+    x = x.float()
     values = take(slot, x, torch.float32)
-    if native.usable(x):
-        return _encode_native(x, threshold, levels, limits, values, keep, masked, statistic)
     if statistic is not None:
         statistic.copy_(sum_and_count(x))
     step = step_of(threshold, levels)
@@ -161,14 +162,15 @@ def encode_activation(
     return Encoded(values, codes)
 
 
-def _encode_native(x, threshold, levels, limits, values, keep, masked, statistic) -> Encoded:
+def _encode_by(kernels, x, threshold, levels, limits, slot, keep, masked, statistic) -> Encoded:
     low, high = limits
+    values = take(slot, x, x.dtype)
     flagged = masked and high - low < INSIDE
     stored = torch.empty_like(x, dtype=torch.uint8) if keep else None
     inside = torch.empty_like(x, dtype=torch.uint8) if keep and masked and not flagged else None
     step = threshold.new_empty(()) if keep else None
-    grid = (threshold.item(), levels, MIN_STEP, low, high, flagged)
-    native.call('encode', x, values, stored, inside, statistic, step, x.numel(), *grid)
+    rule = (threshold, levels, MIN_STEP, limits, flagged)
+    kernels.encode(x, values, stored, inside, statistic, step, *rule)
     return Encoded(values, Codes(stored, step, low, inside, flagged) if keep else None)
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from . import native
+from .backend import on_cpu
 
 
 def _size(filters: int, group_size: int) -> int:
@@ -83,9 +84,9 @@ def group_mean_abs(weight: Tensor, group_size: int) -> Tensor:
     """
     filters = weight.shape[0]
     flat = weight.detach().reshape(filters, -1)
-    if native.usable(flat) and flat.is_contiguous():
+    if on_cpu(flat) and flat.is_contiguous():
         sums = flat.new_empty(filters)
-        native.call('sum_rows', flat, sums, *flat.shape)
+        native.sum_rows(flat, sums)
     else:
         sums = torch.linalg.vector_norm(flat, 1, dim=1, dtype=torch.float32)
     totals = per_group(sums, group_size).sum(1)

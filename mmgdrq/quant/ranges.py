@@ -5,9 +5,9 @@ Source: GDRQ's quantized-loss (its figure 5) and Scale-Clip threshold ``T = k * 
 
 import torch
 from torch import Tensor
-from torch.autograd.graph import increment_version
 
 from . import native
+from .backend import on_cpu
 from .fake_quant import dequantize, quantize, step_of
 from .groups import broadcast_filters, group_max_abs, group_mean_abs, per_filter, per_group
 from .scratch import dense
@@ -95,23 +95,17 @@ def scale_clip_(weight: Tensor, spec: WeightSpec) -> Tensor:
     tensor([[ 1., -1.,  1., -6.]])
     """
     with torch.no_grad():
-        by_kernel = native.usable(weight) and dense(weight) is weight
+        by_kernel = on_cpu(weight) and dense(weight) is weight
         if by_kernel and spec.group_size == 1:
-            native.call('clip_rows', weight, None, *_rows(weight), spec.clip_multiplier)
-            increment_version(weight)
+            native.clip_rows(weight, None, spec.clip_multiplier)
             return weight
         bound = group_mean_abs(weight, spec.group_size) * spec.clip_multiplier
         bound = per_filter(bound, weight.shape[0], spec.group_size).contiguous()
         if by_kernel:
-            native.call('clip_rows', weight, bound, *_rows(weight), 0.0)
-            increment_version(weight)
+            native.clip_rows(weight, bound, 0.0)
             return weight
         bound = broadcast_filters(bound, weight).to(weight.dtype)
         return torch.clamp(weight, -bound, bound, out=weight)
-
-
-def _rows(weight: Tensor) -> tuple[int, int]:
-    return weight.shape[0], weight.numel() // weight.shape[0]
 
 
 def _best_of(x, centre, factors, levels, limits, p):

@@ -4,9 +4,9 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
-from torch.autograd.graph import increment_version
 
 from . import native
+from .backend import on_cpu
 from .scratch import dense
 
 
@@ -25,7 +25,7 @@ class _Relu(Function):
     @staticmethod
     def forward(ctx, x, inplace):
         result = x if inplace else x.clone()
-        ctx.packed = native.usable(result) and dense(result) is result and result.numel() > 0
+        ctx.packed = on_cpu(result) and dense(result) is result and result.numel() > 0
         ctx.like = torch.empty_like(result, device='meta')  # the order of its elements in memory
         if inplace:
             ctx.mark_dirty(x)
@@ -41,12 +41,11 @@ class _Relu(Function):
         result = torch.empty_like(ctx.like, device='cpu')
         if grad.stride() != result.stride():
             grad = torch.empty_like(result).copy_(grad)
-        native.call('relu_backward', grad, positive, result, grad.numel())
+        native.relu_backward(grad, positive, result)
         return result, None
 
 
 def _packed(x: Tensor) -> Tensor:
     positive = x.new_empty(-(-x.numel() // 8), dtype=torch.uint8)
-    native.call('relu', x, positive, x.numel())
-    increment_version(x)
+    native.relu(x, positive)
     return positive

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from . import native
+from .backend import on_cpu
 from .ranges import search_range
 from .scratch import dense, take
 from .spec import ActivationSpec
@@ -55,8 +56,8 @@ def sum_and_count(x: Tensor) -> Tensor:
     """
     x = dense(x.detach()).float()
     pair = torch.empty(2, dtype=torch.float64, device=x.device)
-    if native.usable(x):
-        native.call('statistic', x, pair, x.numel())
+    if on_cpu(x):
+        native.statistic(x, pair)
         return pair
     if x.device.type != 'cpu' or torch.compiler.is_compiling():
         pair[0], pair[1] = torch.linalg.vector_norm(x, 1), torch.linalg.vector_norm(x, 0)
