@@ -18,6 +18,7 @@ STDLIB = {
     'pathlib',
     're',
     'threading',
+    'types',
     'typing',
 }
 

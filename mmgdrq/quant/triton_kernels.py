@@ -53,21 +53,21 @@ def _encode(
 @triton.jit
 def _encode_rows(
     x_ptr, steps_ptr, values_ptr, stored_ptr, columns, lowest, highest, k, levels, floor,
-    MEAN: tl.constexpr, BLOCK: tl.constexpr,
+    MEAN: tl.constexpr, BLOCKS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     if MEAN:
         partial = tl.zeros([BLOCK], tl.float32)
-        for start in range(0, columns, BLOCK):
-            offsets = start + tl.arange(0, BLOCK)
+        for index in range(BLOCKS):
+            offsets = index * BLOCK + tl.arange(0, BLOCK)
             partial += tl.abs(tl.load(x_ptr + row * columns + offsets, offsets < columns, 0.0).to(tl.float32))
         mean = tl.div_rn(tl.sum(partial, 0), columns.to(tl.float32))
         step = tl.maximum(tl.div_rn(mean * k, levels), floor)
         tl.store(steps_ptr + row, step)
     else:
         step = tl.load(steps_ptr + row)
-    for start in range(0, columns, BLOCK):
-        offsets = start + tl.arange(0, BLOCK)
+    for index in range(BLOCKS):
+        offsets = index * BLOCK + tl.arange(0, BLOCK)
         valid = offsets < columns
         x = tl.load(x_ptr + row * columns + offsets, valid, 0.0).to(tl.float32)
         code = _codes_of(x, step, lowest, highest)
@@ -136,7 +136,8 @@ def _by_rows(weight, steps, values, stored, limits, k, levels, floor, mean) -> N
     columns = weight.numel() // steps.numel()
     block = min(triton.next_power_of_2(columns), 1024)
     numbers = (float(limits[0]), float(limits[1]), float(k), float(levels), floor)
-    _encode_rows[(steps.numel(),)](weight, steps, values, stored, columns, *numbers, MEAN=mean, BLOCK=block)
+    shape = dict(BLOCKS=triton.cdiv(columns, block), BLOCK=block)
+    _encode_rows[(steps.numel(),)](weight, steps, values, stored, columns, *numbers, MEAN=mean, **shape)
 
 
 def decode(stored: Tensor, steps: Tensor, values: Tensor, lowest: int, bits: int) -> None:
