@@ -28,7 +28,7 @@ class Conv2d(nn.Conv2d):
         attach_quantizers(self, weight, activation)
 
     def forward(self, input: Tensor) -> Tensor:
-        if self.padding_mode != 'zeros' or isinstance(self.padding, str):
+        if input.dim() != 4 or self.padding_mode != 'zeros' or isinstance(self.padding, str):
             weight = self.weight_quantizer(self.weight)
             return self._conv_forward(self.activation_quantizer(input), weight, self.bias)
         return conv2d(input, self.weight, self.bias, *operands(self, input), self)

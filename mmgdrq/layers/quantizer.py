@@ -135,6 +135,7 @@ class WeightQuantizer(_Quantizer):
         """Search the range again for the present weight."""
         self.alpha.copy_(weight_range(weight, self.spec))
         self.initialized.fill_(True)
+        self._ready = True
         self.cache.clear()
 
     def train(self, mode: bool = True) -> 'WeightQuantizer':
