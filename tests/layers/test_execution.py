@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
+from mmengine.registry import MODELS
 from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.checkpoint import checkpoint
@@ -13,6 +14,7 @@ import mmgdrq
 from mmgdrq.errors import ConfigError
 from mmgdrq.layers import LeanReLU, quantizer, set_execution
 from mmgdrq.quant import backend
+from tests.toy import log_of, toy_runner
 
 SWITCHES = [dict(codes=False), dict(cache=False), dict(lean_relu=True), dict(kernels=False)]
 LAYERS = {
@@ -307,3 +309,15 @@ def test_lean_relu_can_be_taken_back():
 def test_bad_switches(switches, message):
     with pytest.raises(ConfigError, match=message):
         set_execution(net(), **switches)
+
+
+def test_the_config_switches(tmp_path):
+    hook = dict(weight=dict(bits=4), execution=dict(codes=False, lean_relu=True))
+    runner = toy_runner(tmp_path / 'hook', hook=hook)
+    runner.train()
+    assert not runner.model.conv2.one_byte
+    assert 'Execution(codes=False' in log_of(tmp_path / 'hook')
+    model = MODELS.build(dict(type='mmgdrq.Quantized', base_type='ToyModel', quant=dict(execution=dict(cache=False))))
+    assert not model.conv2.weight_quantizer.cache.enabled
+    with pytest.raises(ConfigError, match='execution'):
+        toy_runner(tmp_path / 'bad', hook=dict(execution=dict(speed=True))).train()
