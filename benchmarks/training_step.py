@@ -4,10 +4,10 @@
     python benchmarks/training_step.py --quick                       # seconds; shows that it runs
     python benchmarks/training_step.py --render docs/performance.md results/*.json
 
-Steps are interleaved: every round runs one step of each candidate, so that a slow moment of the machine meets all
-of them; the ratio to float is taken within a round. Memory is measured in a process a candidate: on a CPU the peak of
-the resident set over what it was after the imports, on CUDA ``max_memory_allocated``. It covers weights, gradients,
-momentum and activations.
+Every candidate has a process of its own. Steps are interleaved: every round runs one step of each candidate, one
+after the other, so that a slow moment of the machine meets all of them; the ratio to float is taken within a round.
+Memory is the peak of the training steps: on a CPU that of the resident set over what it was after the imports, on
+CUDA ``max_memory_allocated``. It covers weights, gradients, momentum and activations.
 """
 
 import argparse
@@ -84,57 +84,85 @@ def summary(values: list[float]) -> dict[str, float]:
     return dict(median=median(values), low=low, high=high)
 
 
-def measure_time(names: list[str], args) -> dict[str, dict]:
-    """Times in seconds and ratios to float, interleaved."""
-    trainers = {name: Trainer(name, args) for name in names}
-    results: dict[str, dict] = {name: {} for name in names}
-    for kind in ('train', 'evaluate'):
-        times: dict[str, list[float]] = {name: [] for name in names}
-        for number in range(args.warmup + args.rounds):
-            for name, trainer in trainers.items():
-                seconds = getattr(trainer, kind)()
-                if number >= args.warmup:
-                    times[name].append(seconds)
-        for name in names:
-            ratios = [mine / base for mine, base in zip(times[name], times[names[0]])]
-            results[name][kind] = dict(seconds=summary(times[name]), ratio=summary(ratios))
-    return results
-
-
 def resident() -> int:
     """Bytes of the resident set now."""
     return int(re.search(r'VmRSS:\s+(\d+)', Path('/proc/self/status').read_text())[1]) * 1024
 
 
-def measure_memory(name: str, args) -> None:
-    """Print the peak bytes of a few steps; runs in a process of its own."""
+def work(name: str, args) -> None:
+    """A candidate's process: obeys 'train', 'evaluate' and 'memory' lines, and answers each with a number."""
     if name.startswith(('torch.ao', 'brevitas')):
         __import__('brevitas' if name.startswith('brevitas') else 'torch.ao.quantization.quantize_fx')
     _load_libraries()
     before = resident()
     trainer = Trainer(name, args)
-    for _ in range(3):
-        trainer.train()
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
-    print('peak', torch.cuda.max_memory_allocated() if args.device == 'cuda' else peak)
+    print('ready', flush=True)
+    for line in sys.stdin:
+        command = line.strip()
+        if command != 'memory':
+            print(getattr(trainer, command)(), flush=True)
+        elif args.device == 'cuda':
+            print(torch.cuda.max_memory_allocated(), flush=True)
+        else:
+            print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before, flush=True)
 
 
 def _load_libraries() -> None:
     """What the first step of any training loads is not the candidate's memory."""
-    net = torch.nn.Sequential(
-        torch.nn.Conv2d(3, 8, 3), torch.nn.BatchNorm2d(8), torch.nn.Flatten(), torch.nn.LazyLinear(2)
-    )
+    layers = torch.nn.Conv2d(3, 8, 3), torch.nn.BatchNorm2d(8), torch.nn.Flatten(), torch.nn.Linear(288, 2)
+    net = torch.nn.Sequential(*layers)
     loss = net(torch.randn(2, 3, 8, 8)).sum()
     optimizer = torch.optim.SGD(net.parameters(), 0.1, momentum=0.9)
     loss.backward()
     optimizer.step()
 
 
-def memory_of(name: str, argv: list[str]) -> int:
-    """Peak bytes of a candidate, from a process of its own."""
-    command = [sys.executable, '-W', 'ignore', __file__, *argv, '--memory-of', name]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    return int(re.search(r'^peak (\d+)$', done.stdout, re.M)[1])
+class Worker:
+    """The process of one candidate."""
+
+    def __init__(self, name: str, argv: list[str]) -> None:
+        command = [sys.executable, '-W', 'ignore', __file__, *argv, '--worker', name]
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.name = name
+        self._answer()
+
+    def ask(self, command: str) -> float:
+        """Send a line, wait for the number."""
+        self.process.stdin.write(command + '\n')
+        self.process.stdin.flush()
+        return float(self._answer())
+
+    def close(self) -> None:
+        """End the process."""
+        self.process.stdin.close()
+        self.process.wait()
+
+    def _answer(self) -> str:
+        while line := self.process.stdout.readline():
+            if re.match(r'ready|[\d.e+-]+$', line):
+                return line
+        raise SystemExit(f'{self.name}: its process has ended, see above')
+
+
+def measure(names: list[str], args, argv: list[str]) -> dict[str, dict]:
+    """Times in seconds, ratios to float, and peak bytes."""
+    workers = [Worker(name, argv) for name in names]
+    results: dict[str, dict] = {name: {} for name in names}
+    for kind in ('train', 'evaluate'):
+        times: dict[str, list[float]] = {name: [] for name in names}
+        for number in range(args.warmup + args.rounds):
+            for worker in workers[:: -1 if number % 2 else 1]:
+                seconds = worker.ask(kind)
+                if number >= args.warmup:
+                    times[worker.name].append(seconds)
+        for worker in workers:
+            mine, base = times[worker.name], times[names[0]]
+            ratios = [one / other for one, other in zip(mine, base)]
+            results[worker.name][kind] = dict(seconds=summary(mine), ratio=summary(ratios))
+            results[worker.name].setdefault('memory', worker.ask('memory'))  # of training
+    for worker in workers:
+        worker.close()
+    return results
 
 
 def machine(args) -> dict[str, str]:
@@ -158,10 +186,7 @@ def run(args, argv: list[str]) -> dict:
         names = [name for name in names if not name.startswith(('torch.ao', 'brevitas'))]
     if names[0] != 'float':
         names.insert(0, 'float')
-    results = measure_time(names, args)
-    if not args.no_memory:
-        for name in names:
-            results[name]['memory'] = memory_of(name, argv)
+    results = measure(names, args, argv)
     settings = {
         key: getattr(args, key) for key in ('model', 'batch', 'size', 'device', 'amp', 'channels_last', 'rounds')
     }
@@ -180,15 +205,14 @@ def table(report: dict) -> str:
         '| | step, ms | step / float (quartiles) | evaluation / float | peak memory, MB | memory / float |',
         '|---|---|---|---|---|---|',
     ]
-    base = report['results']['float'].get('memory')
+    base = report['results']['float']['memory']
     for name, row in report['results'].items():
         ratio = row['train']['ratio']
-        memory = row.get('memory')
         lines.append(
             f'| {name} | {row["train"]["seconds"]["median"] * 1e3:.0f} '
             f'| {ratio["median"]:.2f} ({ratio["low"]:.2f} to {ratio["high"]:.2f}) '
             f'| {row["evaluate"]["ratio"]["median"]:.2f} '
-            + (f'| {memory / 1e6:.0f} | {memory / base:.2f} |' if memory else '| | |')
+            f'| {row["memory"] / 1e6:.0f} | {row["memory"] / base:.2f} |'
         )
     return '\n'.join(lines)
 
@@ -202,15 +226,14 @@ def plot(report: dict, file: Path) -> None:
 
     names = list(report['results'])[::-1]
     rows = [report['results'][name] for name in names]
-    base = report['results']['float'].get('memory')
+    base = report['results']['float']['memory']
     figure, axes = plt.subplots(1, 2, figsize=(10, 0.4 * len(names) + 1.2), sharey=True, layout='constrained')
     ratios = [row['train']['ratio'] for row in rows]
     middle = [r['median'] for r in ratios]
     spread = [[m - r['low'] for m, r in zip(middle, ratios)], [r['high'] - m for m, r in zip(middle, ratios)]]
     axes[0].barh(names, middle, xerr=spread, color='#4477aa')
     axes[0].set_title('training step / float')
-    if base:
-        axes[1].barh(names, [row['memory'] / base for row in rows], color='#cc6677')
+    axes[1].barh(names, [row['memory'] / base for row in rows], color='#cc6677')
     axes[1].set_title('peak memory / float')
     for axis in axes:
         axis.axvline(1, color='black', linewidth=0.8)
@@ -244,11 +267,10 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument('--warmup', type=int, default=2)
     parser.add_argument('--candidates', nargs='+', choices=list(CANDIDATES), metavar='NAME')
     parser.add_argument('--list', action='store_true', help='list the candidates')
-    parser.add_argument('--no-memory', action='store_true')
     parser.add_argument('--out', type=Path, help='write OUT.json and OUT.png')
     parser.add_argument('--quick', action='store_true', help='ResNet-18 on tiny images')
     parser.add_argument('--render', nargs='+', type=Path, metavar=('PAGE', 'JSON'), help='write tables into a page')
-    parser.add_argument('--memory-of', help=argparse.SUPPRESS)
+    parser.add_argument('--worker', help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     if args.quick:
         args.model, args.batch, args.size, args.rounds, args.warmup = 'resnet18', 2, 32, 2, 1
@@ -261,8 +283,8 @@ def main(argv: list[str]) -> None:
         print('\n'.join(CANDIDATES))
     elif args.render:
         render(args.render[0], args.render[1:])
-    elif args.memory_of:
-        measure_memory(args.memory_of, args)
+    elif args.worker:
+        work(args.worker, args)
     else:
         report = run(args, argv)
         print(table(report))
