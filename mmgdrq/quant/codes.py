@@ -1,4 +1,4 @@
-"""Quantized tensors as one byte an element: what a layer keeps for its backward pass.
+"""Quantized inputs as one byte an element, and weights as their steps: what a layer keeps for its backward pass.
 
 ``Codes.values()`` is bit for bit what ``fake_quantize_*`` returns, and ``Codes.mask_`` is its gradient.
 
@@ -7,7 +7,7 @@ lay inside the range, so that its gradient passes. 8-bit codes leave no bit over
 """
 
 from dataclasses import dataclass
-from typing import Optional
+from typing import Optional, Union
 
 import torch
 from torch import Tensor
@@ -71,6 +71,25 @@ class Codes:
 
 
 @dataclass
+class Requantized:
+    """A quantized weight, which the backward pass quantizes again: the weight itself is there anyway.
+
+    Attributes:
+        weight: float, shape ``(O, ...)``.
+        step: float32, one value a filter, broadcasts against ``weight``.
+        limits: lowest and highest code.
+    """
+
+    weight: Tensor
+    step: Tensor
+    limits: tuple[int, int]
+
+    def values(self, slot: str) -> Tensor:
+        """Fake-quantize, into the scratch memory ``slot``."""
+        return _quantize_rows(dense(self.weight.detach()), self.step, self.limits, slot)
+
+
+@dataclass
 class Encoded:
     """A fake-quantized operand of a layer.
 
@@ -81,7 +100,7 @@ class Encoded:
     """
 
     values: Tensor
-    codes: Optional[Codes]
+    codes: Union[Codes, Requantized, None]
 
 
 def encode_weight(weight: Tensor, step: Tensor, limits: tuple[int, int], slot: str) -> Encoded:
@@ -92,29 +111,30 @@ def encode_weight(weight: Tensor, step: Tensor, limits: tuple[int, int], slot: s
         step: positive, one value a filter, shaped to broadcast against ``weight``.
         limits: lowest and highest code.
     """
-    weight = dense(weight.detach())
     step = step.contiguous()
-    values = take(slot, weight, torch.float32)
+    values = _quantize_rows(dense(weight.detach()), step, limits, slot)
+    return Encoded(values, Requantized(weight, step, limits))
+
+
+def _quantize_rows(weight: Tensor, step: Tensor, limits: tuple[int, int], slot: str) -> Tensor:
     if kernels := kernels_for(weight):
-        stored = torch.empty_like(weight, dtype=torch.uint8)
-        kernels.encode_rows(weight, step, values, stored, limits)
-        return Encoded(values, Codes(stored, step, limits[0]))
-    torch.div(weight.float(), step, out=values).round_().clamp_(*limits)
-    stored = _to_bytes(values, limits)
-    return Encoded(values.mul_(step), Codes(stored, step, limits[0]))
+        values = take(slot, weight, weight.dtype)
+        kernels.encode_rows(weight, step, values, limits)
+        return values
+    values = take(slot, weight, torch.float32)
+    return torch.div(weight.float(), step, out=values).round_().clamp_(*limits).mul_(step)
 
 
 def encode_weight_by_rule(weight: Tensor, spec: WeightSpec, slot: str) -> Encoded:
     """:func:`encode_weight` with the range that the rule of ``spec`` gives for the present weight."""
-    weight = dense(weight.detach())
-    kernels = kernels_for(weight)
+    flat = dense(weight.detach())
+    kernels = kernels_for(flat)
     if not (kernels and spec.range == 'mean' and spec.group_size == 1):
-        return encode_weight(weight, weight_step(weight, weight_range(weight, spec), spec), spec.code_limits, slot)
-    values, stored = take(slot, weight, torch.float32), torch.empty_like(weight, dtype=torch.uint8)
-    step = weight.new_empty(weight.shape[0], *[1] * (weight.dim() - 1))
-    rule = (spec.code_limits, spec.multiplier, spec.levels, MIN_STEP)
-    kernels.encode_mean_rows(weight, step, values, stored, *rule)
-    return Encoded(values, Codes(stored, step, spec.code_limits[0]))
+        return encode_weight(weight, weight_step(flat, weight_range(flat, spec), spec), spec.code_limits, slot)
+    values = take(slot, flat, flat.dtype)
+    step = torch.empty(flat.shape[0], *[1] * (flat.dim() - 1), dtype=torch.float32, device=flat.device)
+    kernels.encode_mean_rows(flat, step, values, spec.code_limits, spec.multiplier, spec.levels, MIN_STEP)
+    return Encoded(values, Requantized(weight, step, spec.code_limits))
 
 
 def encode_activation(

@@ -139,28 +139,24 @@ void mmgdrq_statistic(const float *x, double *statistic, int64_t n, int threads)
 }
 
 /* One step a row. */
-void mmgdrq_encode_rows(const float *x, const float *steps, float *values, uint8_t *codes, int64_t rows,
-                        int64_t columns, float lowest, float highest, int threads) {
+void mmgdrq_encode_rows(const float *x, const float *steps, float *values, int64_t rows, int64_t columns, float lowest,
+                        float highest, int threads) {
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int64_t r = 0; r < rows; r++) {
         grid g = {steps[r], lowest, highest, 0, 0, 0};
-        const float *row = x + r * columns;
-        if (codes)
-            encode_block(row, values + r * columns, codes + r * columns, 0, columns, g);
-        else
-            quantize_block(row, values + r * columns, columns, g);
+        quantize_block(x + r * columns, values + r * columns, columns, g);
     }
 }
 
 /* The range of every row is k * mean|row|; steps receives max(range / levels, floor). */
-void mmgdrq_encode_mean_rows(const float *x, float *steps, float *values, uint8_t *codes, int64_t rows, int64_t columns,
-                             float lowest, float highest, float k, float levels, float floor, int threads) {
+void mmgdrq_encode_mean_rows(const float *x, float *steps, float *values, int64_t rows, int64_t columns, float lowest,
+                             float highest, float k, float levels, float floor, int threads) {
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int64_t r = 0; r < rows; r++) {
         const float *row = x + r * columns;
         steps[r] = step_of(sum_row(row, columns) / (float)columns * k, levels, floor);
         grid g = {steps[r], lowest, highest, 0, 0, 0};
-        encode_block(row, values + r * columns, codes + r * columns, 0, columns, g);
+        quantize_block(row, values + r * columns, columns, g);
     }
 }
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-from .codes import Codes, Encoded
+from .codes import Codes, Encoded, Requantized
 
 Operand = Union[Tensor, Encoded]
 """A tensor that the operator uses as it is, or a quantized one."""
@@ -122,15 +122,23 @@ def _values(tensor: Tensor, operand: Optional[Encoded]) -> Tensor:
 def _kept(tensor: Tensor, operand: Optional[Encoded]) -> tuple:
     if operand is None:
         return tensor, None, None
-    return operand.codes.stored, operand.codes.step, operand.codes.inside
+    codes = operand.codes
+    if isinstance(codes, Requantized):
+        return tensor, codes.step, None
+    return codes.stored, codes.step, codes.inside
 
 
-def _without_tensors(operand: Optional[Encoded]) -> Optional[tuple[int, bool]]:
-    return None if operand is None else (operand.codes.lowest, operand.codes.flagged)
+def _without_tensors(operand: Optional[Encoded]) -> Optional[tuple]:
+    if operand is None:
+        return None
+    codes = operand.codes
+    return (codes.limits,) if isinstance(codes, Requantized) else (codes.lowest, codes.flagged)
 
 
-def _with_tensors(form: Optional[tuple[int, bool]], saved) -> Optional[Codes]:
+def _with_tensors(form: Optional[tuple], saved) -> Union[Codes, Requantized, None]:
     if form is None:
         return None
-    stored, step, inside = saved
-    return Codes(stored, step, form[0], inside, form[1])
+    first, step, inside = saved
+    if len(form) == 1:
+        return Requantized(first, step, form[0])
+    return Codes(first, step, form[0], inside, form[1])

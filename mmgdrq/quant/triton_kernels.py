@@ -52,7 +52,7 @@ def _encode(
 
 @triton.jit
 def _encode_rows(
-    x_ptr, steps_ptr, values_ptr, stored_ptr, columns, lowest, highest, k, levels, floor,
+    x_ptr, steps_ptr, values_ptr, columns, lowest, highest, k, levels, floor,
     MEAN: tl.constexpr, BLOCKS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
@@ -72,7 +72,6 @@ def _encode_rows(
         x = tl.load(x_ptr + row * columns + offsets, valid, 0.0).to(tl.float32)
         code = _codes_of(x, step, lowest, highest)
         tl.store(values_ptr + row * columns + offsets, (code * step).to(values_ptr.dtype.element_ty), valid)
-        tl.store(stored_ptr + row * columns + offsets, (code - lowest).to(tl.int32).to(tl.uint8), valid)
 
 
 @triton.jit
@@ -122,22 +121,22 @@ def encode(
         statistic.copy_(sums.sum(0, dtype=torch.float64))
 
 
-def encode_rows(weight: Tensor, steps: Tensor, values: Tensor, stored: Tensor, limits: tuple[int, int]) -> None:
+def encode_rows(weight: Tensor, steps: Tensor, values: Tensor, limits: tuple[int, int]) -> None:
     """As :func:`mmgdrq.quant.native.encode_rows`."""
-    _by_rows(weight, steps, values, stored, limits, 1.0, 1, 1.0, False)
+    _by_rows(weight, steps, values, limits, 1.0, 1, 1.0, False)
 
 
-def encode_mean_rows(weight, steps, values, stored, limits, k: float, levels: int, floor: float) -> None:
+def encode_mean_rows(weight, steps, values, limits, k: float, levels: int, floor: float) -> None:
     """As :func:`mmgdrq.quant.native.encode_mean_rows`."""
-    _by_rows(weight, steps, values, stored, limits, k, levels, floor, True)
+    _by_rows(weight, steps, values, limits, k, levels, floor, True)
 
 
-def _by_rows(weight, steps, values, stored, limits, k, levels, floor, mean) -> None:
+def _by_rows(weight, steps, values, limits, k, levels, floor, mean) -> None:
     columns = weight.numel() // steps.numel()
     block = min(triton.next_power_of_2(columns), 1024)
     numbers = (float(limits[0]), float(limits[1]), float(k), float(levels), floor)
     shape = dict(BLOCKS=triton.cdiv(columns, block), BLOCK=block)
-    _encode_rows[(steps.numel(),)](weight, steps, values, stored, columns, *numbers, MEAN=mean, **shape)
+    _encode_rows[(steps.numel(),)](weight, steps, values, columns, *numbers, MEAN=mean, **shape)
 
 
 def decode(stored: Tensor, steps: Tensor, values: Tensor, lowest: int, bits: int) -> None:
