@@ -6,13 +6,15 @@
 
 Every candidate has a process of its own. Steps are interleaved: every round runs one step of each candidate, one
 after the other, so that a slow moment of the machine meets all of them; the ratio to float is taken within a round.
-Memory is the peak of the training steps: on a CPU that of the resident set over what it was after the imports, on
-CUDA ``max_memory_allocated``. It covers weights, gradients, momentum and activations.
+Memory is the peak of two training steps: on a CPU that of the resident set over what it was after the imports, with
+``MALLOC_MMAP_THRESHOLD_`` set so that glibc returns what is freed; on CUDA ``max_memory_allocated``. It covers weights,
+gradients, momentum and activations.
 """
 
 import argparse
 import datetime
 import json
+import os
 import platform
 import re
 import resource
@@ -120,9 +122,10 @@ def _load_libraries() -> None:
 class Worker:
     """The process of one candidate."""
 
-    def __init__(self, name: str, argv: list[str]) -> None:
+    def __init__(self, name: str, argv: list[str], **environment: str) -> None:
         command = [sys.executable, '-W', 'ignore', __file__, *argv, '--worker', name]
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.process = subprocess.Popen(command, env={**os.environ, **environment}, **pipes)
         self.name = name
         self._answer()
 
@@ -159,10 +162,21 @@ def measure(names: list[str], args, argv: list[str]) -> dict[str, dict]:
             mine, base = times[worker.name], times[names[0]]
             ratios = [one / other for one, other in zip(mine, base)]
             results[worker.name][kind] = dict(seconds=summary(mine), ratio=summary(ratios))
-            results[worker.name].setdefault('memory', worker.ask('memory'))  # of training
     for worker in workers:
         worker.close()
+    for name in names:
+        results[name]['memory'] = measure_memory(name, argv)
     return results
+
+
+def measure_memory(name: str, argv: list[str]) -> float:
+    """Peak bytes of two training steps, with an allocator that returns freed memory at once."""
+    worker = Worker(name, argv, MALLOC_MMAP_THRESHOLD_='500000')
+    for _ in range(2):
+        worker.ask('train')
+    peak = worker.ask('memory')
+    worker.close()
+    return peak
 
 
 def machine(args) -> dict[str, str]:
