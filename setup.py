@@ -5,7 +5,7 @@ import re
 import shutil
 from pathlib import Path
 
-from setuptools import find_packages, setup
+from setuptools import Extension, find_packages, setup
 from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).resolve().parent
@@ -30,6 +30,16 @@ class BuildWithMim(build_py):
                 shutil.copy(source, mim / name)
 
 
+# A plain C library that mmgdrq loads with ctypes: it needs neither torch nor Python headers, and is optional. OpenMP's
+# functions come from the library that torch has loaded already.
+KERNELS = Extension(
+    'mmgdrq.quant._kernels',
+    ['mmgdrq/quant/kernels.c'],
+    extra_compile_args=['-std=gnu11', '-O3', '-fno-math-errno', '-fno-trapping-math', '-ffp-contract=off', '-fopenmp'],
+    optional=True,
+)
+
+
 def version():
     text = (ROOT / 'mmgdrq' / 'version.py').read_text(encoding='utf-8')
     return re.search(r"__version__ = '(.+)'", text)[1]
@@ -50,6 +60,7 @@ setup(
     license='Apache-2.0',
     keywords='quantization, quantization-aware training, low-bit, computer vision, OpenMMLab',
     packages=find_packages(include=['mmgdrq', 'mmgdrq.*']),
+    ext_modules=[KERNELS],
     cmdclass={'build_py': BuildWithMim},
     python_requires='>=3.9',
     # Meant for an environment that has torch and OpenMMLab already: not asking for these is what

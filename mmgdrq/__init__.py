@@ -5,7 +5,7 @@ from .builder import build_quantized
 from .convert import quantize
 from .deploy import fold
 from .hooks import GDRQHook, ScaleClipHook
-from .layers import Conv2d, Linear
+from .layers import Conv2d, Linear, set_execution
 from .policy import make_plan as plan
 from .scale_clip import ScaleClip
 from .stages import get_stage, set_stage
@@ -24,5 +24,6 @@ __all__ = [
     'get_stage',
     'plan',
     'quantize',
+    'set_execution',
     'set_stage',
 ]

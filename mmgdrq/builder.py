@@ -8,11 +8,11 @@ from torch import nn
 
 from .convert import quantize
 from .errors import ConfigError, unknown_key
-from .layers import Conv2d, Linear
+from .layers import Conv2d, Linear, set_execution
 from .registry import MODELS
 from .schedule import Schedule
 
-QUANT_KEYS = ('weight', 'activation', 'rules', 'stages')
+QUANT_KEYS = ('weight', 'activation', 'rules', 'stages', 'execution')
 
 MODELS.register_module(name='Conv2d', module=Conv2d)
 MODELS.register_module(name='Linear', module=Linear)
@@ -27,8 +27,8 @@ def build_quantized(base_type: str, quant: Optional[Mapping[str, Any]] = None, *
 
     Args:
         base_type: registered name of the float model, such as ``'FasterRCNN'``.
-        quant: ``weight``, ``activation``, ``rules`` and ``stages`` as for :func:`mmgdrq.quantize` and
-            :class:`mmgdrq.GDRQHook`.
+        quant: ``weight``, ``activation``, ``rules``, ``stages`` and ``execution`` as for
+            :func:`mmgdrq.quantize` and :class:`mmgdrq.GDRQHook`.
         **model: the other keys of the float model's config.
 
     Raises:
@@ -40,8 +40,11 @@ def build_quantized(base_type: str, quant: Optional[Mapping[str, Any]] = None, *
             raise unknown_key('model.quant', key, QUANT_KEYS)
     if not isinstance(base_type, str):
         raise ConfigError(f"model.base_type: expected a name such as 'FasterRCNN', got {base_type!r}")
-    stages = quant.pop('stages', None)
+    stages, execution = quant.pop('stages', None), quant.pop('execution', None)
     built = MMENGINE_MODELS.build({'type': base_type, **model})
     schedule = Schedule.from_config(stages)
     built.gdrq_schedule = schedule
-    return quantize(built, **quant, stage=schedule.first, follow_checkpoint=stages is not None)
+    quantize(built, **quant, stage=schedule.first, follow_checkpoint=stages is not None)
+    if execution is not None:
+        set_execution(built, **execution)
+    return built

@@ -6,7 +6,21 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1] / 'mmgdrq'
-STDLIB = {'collections', 'dataclasses', 'difflib', 'fnmatch', 'functools', 'itertools', 'math', 're', 'typing'}
+STDLIB = {
+    'collections',
+    'ctypes',
+    'dataclasses',
+    'difflib',
+    'fnmatch',
+    'functools',
+    'itertools',
+    'math',
+    'pathlib',
+    're',
+    'threading',
+    'types',
+    'typing',
+}
 
 ALLOWED = {
     'errors': set(),
@@ -61,7 +75,13 @@ def test_direction(part):
 
 @pytest.mark.parametrize('part', TORCH_ONLY)
 def test_torch_only(part):
-    assert parts_and_packages(part)[1] <= STDLIB | {'torch'}
+    optional = {'triton'} if part == 'quant' else set()
+    assert parts_and_packages(part)[1] <= STDLIB | {'torch'} | optional
+
+
+def test_triton_is_imported_in_one_file_only():
+    files = [file.name for file in files_of('quant') if 'triton' in imports_of(file)]
+    assert files == ['triton_kernels.py']
 
 
 @pytest.mark.parametrize('name', ['artifact', 'fold', 'layers', 'pairs', 'verify'])

@@ -11,13 +11,14 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..convert import is_quantized_model, quantize
 from ..errors import ConfigError, unknown_key
+from ..layers import set_execution
 from ..policy import make_plan
 from ..registry import HOOKS
 from ..scale_clip import ScaleClip
 from ..schedule import Schedule
 from ..stages import get_stage, set_stage
 
-KEYS = ('weight', 'activation', 'rules', 'stages', 'scale_clip', 'priority')
+KEYS = ('weight', 'activation', 'rules', 'stages', 'scale_clip', 'execution', 'priority')
 UNCLIPPED_STAGES = ('float',)
 
 
@@ -34,6 +35,7 @@ class GDRQHook(Hook):
         rules: see :func:`mmgdrq.plan`.
         stages: dict of :class:`~mmgdrq.schedule.Schedule`; defaults to quantizing from the beginning.
         scale_clip: project the weights after every real optimizer step, except in the float stage.
+        execution: dict of :class:`~mmgdrq.layers.Execution`: how the model computes, not what.
 
     Raises:
         ConfigError: an unknown key, a bad value, a rule that matches nothing.
@@ -49,6 +51,7 @@ class GDRQHook(Hook):
         rules: Sequence[Mapping[str, Any]] = (),
         stages: Optional[Mapping[str, Any]] = None,
         scale_clip: bool = True,
+        execution: Optional[Mapping[str, Any]] = None,
         **unknown: Any,
     ) -> None:
         for key in unknown:
@@ -57,6 +60,7 @@ class GDRQHook(Hook):
         self.stages = stages
         self.schedule = Schedule.from_config(stages)
         self.scale_clip = scale_clip
+        self.execution = execution
         self.model: Optional[nn.Module] = None
         self.projection: Optional[ScaleClip] = None
 
@@ -71,6 +75,8 @@ class GDRQHook(Hook):
             self._manage_built(model)
         else:
             self._quantize(runner, model)
+        if self.execution is not None:
+            runner.logger.info('mmgdrq: %s', set_execution(model, **self.execution))
         runner.logger.info('mmgdrq: the quantization plan\n%s', model.gdrq_plan)
 
     def before_train(self, runner) -> None:

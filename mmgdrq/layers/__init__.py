@@ -2,9 +2,11 @@
 
 from .base import attach_quantizers, is_quantized, quantize_layer
 from .conv import Conv2d
+from .execution import Execution, set_execution
 from .iteration import activation_quantizers, manage, quantized_layers
 from .linear import Linear
 from .quantizer import CLIP, FLOAT, QUANTIZE, ActivationQuantizer, WeightQuantizer
+from .relu import LeanReLU, set_lean_relu
 
 __all__ = [
     'CLIP',
@@ -12,6 +14,8 @@ __all__ = [
     'QUANTIZE',
     'ActivationQuantizer',
     'Conv2d',
+    'Execution',
+    'LeanReLU',
     'Linear',
     'WeightQuantizer',
     'activation_quantizers',
@@ -20,4 +24,6 @@ __all__ = [
     'manage',
     'quantize_layer',
     'quantized_layers',
+    'set_execution',
+    'set_lean_relu',
 ]

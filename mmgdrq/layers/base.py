@@ -3,9 +3,10 @@
 from collections.abc import Mapping
 from typing import Any, Optional, Union
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
-from ..quant import ActivationSpec, WeightSpec, make_spec
+from ..quant import ActivationSpec, Operand, WeightSpec, make_spec
 from .quantizer import ActivationQuantizer, WeightQuantizer
 
 WeightConfig = Union[None, Mapping[str, Any], WeightSpec]
@@ -30,6 +31,23 @@ def attach_quantizers(
     for quantizer in (layer.weight_quantizer, layer.activation_quantizer):
         quantizer.layer_name = name
         quantizer.to(device)
+
+
+def operands(layer: nn.Module, x: Tensor) -> tuple[Operand, Operand]:
+    """Quantized input and weight of one call of a layer.
+
+    Both are tensors where the layer should compute as it would in float: it is compiled or traced, someone looks
+    at the output of its quantizers, or ``layer.one_byte`` is off.
+    """
+    quantizers = layer.activation_quantizer, layer.weight_quantizer
+    plain = torch.compiler.is_compiling() or torch.jit.is_tracing() or not layer.one_byte or x.numel() == 0
+    if plain or any(quantizer._forward_hooks for quantizer in quantizers):
+        return layer.activation_quantizer(x), layer.weight_quantizer(layer.weight)
+    return _operand(quantizers[0], x, True), _operand(quantizers[1], layer.weight, torch.is_grad_enabled())
+
+
+def _operand(quantizer: nn.Module, tensor: Tensor, encode: bool) -> Operand:
+    return quantizer(tensor) if isinstance(quantizer, nn.Identity) else quantizer(tensor, encode=encode)
 
 
 def quantize_layer(layer: nn.Module, cls: type, weight: WeightSpec, activation: ActivationSpec, name: str) -> None:

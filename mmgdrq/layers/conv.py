@@ -2,7 +2,8 @@
 
 from torch import Tensor, nn
 
-from .base import ActivationConfig, WeightConfig, attach_quantizers
+from ..quant import conv2d
+from .base import ActivationConfig, WeightConfig, attach_quantizers, operands
 
 
 class Conv2d(nn.Conv2d):
@@ -13,14 +14,21 @@ class Conv2d(nn.Conv2d):
         weight: dict of :class:`mmgdrq.quant.WeightSpec`.
         activation: dict of :class:`mmgdrq.quant.ActivationSpec`.
 
+    Attributes:
+        one_byte: whether the backward pass keeps one-byte codes; off: float copies, as in the plain formulation.
+
     Shape:
         input ``(N, C_in, H, W)``, output ``(N, C_out, H', W')``.
     """
+
+    one_byte = True
 
     def __init__(self, *args, weight: WeightConfig = None, activation: ActivationConfig = None, **kwargs) -> None:
         super().__init__(*args, **kwargs)
         attach_quantizers(self, weight, activation)
 
     def forward(self, input: Tensor) -> Tensor:
-        weight = self.weight_quantizer(self.weight)
-        return self._conv_forward(self.activation_quantizer(input), weight, self.bias)
+        if input.dim() != 4 or self.padding_mode != 'zeros' or isinstance(self.padding, str):
+            weight = self.weight_quantizer(self.weight)
+            return self._conv_forward(self.activation_quantizer(input), weight, self.bias)
+        return conv2d(input, self.weight, self.bias, *operands(self, input), self)

@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import nn
 
 from .base import is_quantized
-from .quantizer import ActivationQuantizer, WeightQuantizer
+from .quantizer import ActivationQuantizer, WeightQuantizer, step_thresholds
 
 
 def activation_quantizers(model: nn.Module) -> list[ActivationQuantizer]:
@@ -31,24 +31,35 @@ def manage(model: nn.Module) -> None:
     for quantizer in activation_quantizers(model):
         quantizer.managed = True
         quantizer.observing = False
+    for module in model.modules():
+        if isinstance(module, WeightQuantizer):
+            module.cache.per_iteration = True
     model.register_forward_pre_hook(_begin)
     model.register_forward_hook(_end)
 
 
 def _begin(model: nn.Module, args) -> None:
-    frozen = getattr(model, 'gdrq_frozen', False)
-    for quantizer in activation_quantizers(model):
-        quantizer.update()
-        quantizer.observing = model.training and not frozen
-    if model.training and not frozen:
+    observing = model.training and not getattr(model, 'gdrq_frozen', False)
+    modules = list(model.modules())
+    quantizers = [m for m in modules if isinstance(m, ActivationQuantizer)]
+    step_thresholds(quantizers)
+    for quantizer in quantizers:
+        quantizer.observing = observing
+    if model.training:
+        for module in modules:
+            if isinstance(module, WeightQuantizer):
+                module.cache.clear()
+    if observing:
         _renew_searched(model)
 
 
 def _end(model: nn.Module, args, output) -> None:
+    if not model.training:
+        return
     quantizers = activation_quantizers(model)
     for quantizer in quantizers:
         quantizer.observing = False
-    if not model.training or not quantizers:
+    if not quantizers:
         return
     if dist.is_available() and dist.is_initialized():
         _add_over_ranks(quantizers)
@@ -68,3 +79,4 @@ def _add_over_ranks(quantizers: list[ActivationQuantizer]) -> None:
     dist.all_reduce(sums)
     for quantizer, total in zip(quantizers, sums):
         quantizer.pending.copy_(total)
+        quantizer.observed = True

@@ -1,9 +1,9 @@
 """Quantized linear layer."""
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .base import ActivationConfig, WeightConfig, attach_quantizers
+from ..quant import linear
+from .base import ActivationConfig, WeightConfig, attach_quantizers, operands
 
 
 class Linear(nn.Linear):
@@ -14,14 +14,18 @@ class Linear(nn.Linear):
         weight: dict of :class:`mmgdrq.quant.WeightSpec`.
         activation: dict of :class:`mmgdrq.quant.ActivationSpec`.
 
+    Attributes:
+        one_byte: whether the backward pass keeps one-byte codes; off: float copies, as in the plain formulation.
+
     Shape:
         input ``(..., in_features)``, output ``(..., out_features)``.
     """
+
+    one_byte = True
 
     def __init__(self, *args, weight: WeightConfig = None, activation: ActivationConfig = None, **kwargs) -> None:
         super().__init__(*args, **kwargs)
         attach_quantizers(self, weight, activation)
 
     def forward(self, input: Tensor) -> Tensor:
-        weight = self.weight_quantizer(self.weight)
-        return F.linear(self.activation_quantizer(input), weight, self.bias)
+        return linear(input, self.weight, self.bias, *operands(self, input))

@@ -1,14 +1,21 @@
 """The state of a quantizer: ranges as buffers or parameters, around the pure functions of ``quant``."""
 
+from collections.abc import Sequence
+from typing import Union
+
 import torch
 from torch import Tensor, nn
 
 from ..errors import CheckpointError, QuantizationError
 from ..quant import (
     ActivationSpec,
+    Encoded,
     WeightSpec,
     clip_activation,
     collect,
+    encode_activation,
+    encode_weight,
+    encode_weight_by_rule,
     fake_quantize_activation,
     fake_quantize_learned,
     fake_quantize_weight,
@@ -18,9 +25,13 @@ from ..quant import (
     weight_range,
     weight_step,
 )
+from .cache import WeightCache
 
 FLOAT, CLIP, QUANTIZE = 'float', 'clip', 'quantize'
 """What a quantizer does: nothing, Scale-Clip without rounding (activations only), or quantize."""
+
+MEAN_RULES = ('mean', 'active_mean')
+"""Ranges whose statistic is a by-product of quantizing."""
 
 
 class _Quantizer(nn.Module):
@@ -62,6 +73,7 @@ class WeightQuantizer(_Quantizer):
     def __init__(self, spec: WeightSpec, weight: Tensor) -> None:
         k = spec.multiplier if spec.range == 'mean' else 0.0
         super().__init__(spec, [spec.bits, spec.group_size, spec.narrow, k])
+        self.cache = WeightCache()
         self.stateful = spec.range in ('search', 'learned')
         if not self.stateful:
             return
@@ -73,10 +85,30 @@ class WeightQuantizer(_Quantizer):
         self.register_buffer('initialized', torch.tensor(False, device=weight.device))
         self._ready = False
 
-    def forward(self, weight: Tensor) -> Tensor:
-        """Return the fake-quantized weight, shape and dtype of ``weight``."""
+    def forward(self, weight: Tensor, encode: bool = False) -> Union[Tensor, Encoded]:
+        """Return the fake-quantized weight, shape and dtype of ``weight``.
+
+        Args:
+            weight: shape ``(O, ...)``.
+            encode: where the gradient of the weight does not depend on how it was quantized, return an operand
+                for :mod:`mmgdrq.quant.operators` instead.
+        """
         if self.mode == FLOAT:
             return weight
+        if encode and self.spec.range != 'learned':
+            with torch.no_grad():
+                return self.cache.operand(weight, self._encode)
+        if not self.training and not torch.is_grad_enabled():
+            return self.cache.values(self._fake_quantize, weight, *([self.alpha] if self.stateful else []))
+        return self._fake_quantize(weight)
+
+    def _encode(self, weight: Tensor) -> Encoded:
+        if not self.stateful:
+            return encode_weight_by_rule(weight, self.spec, 'weight')
+        step = weight_step(weight, self.range_of(weight), self.spec)
+        return encode_weight(weight, step, self.spec.code_limits, 'weight')
+
+    def _fake_quantize(self, weight: Tensor) -> Tensor:
         step = weight_step(weight, self.range_of(weight), self.spec)
         if self.spec.range == 'learned':
             # the filters of a group share one step, so its gradient counts the elements of all of them
@@ -103,10 +135,18 @@ class WeightQuantizer(_Quantizer):
         """Search the range again for the present weight."""
         self.alpha.copy_(weight_range(weight, self.spec))
         self.initialized.fill_(True)
+        self._ready = True
+        self.cache.clear()
+
+    def train(self, mode: bool = True) -> 'WeightQuantizer':
+        """Switch the mode; what was kept of the weight is forgotten."""
+        self.cache.clear()
+        return super().train(mode)
 
     def _load_from_state_dict(self, *args) -> None:
         super()._load_from_state_dict(*args)
         self._ready = False
+        self.cache.clear()
 
     @staticmethod
     def describe(layout: Tensor) -> str:
@@ -132,6 +172,7 @@ class ActivationQuantizer(_Quantizer):
         self._ready = False
         self._fresh = False
         self._signed = False
+        self.observed = False
         threshold = torch.zeros((), device=device)
         if spec.range == 'learned':
             self.threshold = nn.Parameter(threshold)
@@ -142,11 +183,21 @@ class ActivationQuantizer(_Quantizer):
         pending = torch.zeros(3, dtype=torch.float64, device=device)
         self.register_buffer('pending', pending, persistent=False)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the fake-quantized (or clipped) input, shape and dtype of ``x``."""
+    def forward(self, x: Tensor, encode: bool = False) -> Union[Tensor, Encoded]:
+        """Return the fake-quantized (or clipped) input, shape and dtype of ``x``.
+
+        Args:
+            x: any shape.
+            encode: where ``x`` is rounded to a range without gradient, return an operand for
+                :mod:`mmgdrq.quant.operators` instead.
+        """
         if self.mode == FLOAT or x.numel() == 0:
             return x
-        if self._is_observing():
+        observing = self._is_observing()
+        at_once = (
+            encode and observing and not self.is_fresh() and self.mode == QUANTIZE and self.spec.range in MEAN_RULES
+        )
+        if observing and not at_once:
             self.observe(x)
         if not self.is_ready():
             return self._without_range(x)
@@ -155,7 +206,20 @@ class ActivationQuantizer(_Quantizer):
         levels, limits = self.spec.levels(self._signed), self.spec.code_limits(self._signed)
         if self.spec.range == 'learned':
             return fake_quantize_learned(x, step_of(self.threshold, levels), limits)
+        if encode:
+            return self._encode(x, levels, limits, torch.is_grad_enabled(), at_once)
         return fake_quantize_activation(x, self.threshold, levels, limits)
+
+    @torch.no_grad()
+    def _encode(self, x: Tensor, levels: int, limits: tuple[int, int], keep: bool, observing: bool) -> Encoded:
+        statistic = torch.empty(2, dtype=torch.float64, device=x.device) if observing else None
+        threshold = self.threshold.detach()
+        encoded = encode_activation(x, threshold, levels, limits, 'input', keep, x.requires_grad, statistic)
+        if observing:
+            if self.spec.range == 'mean':
+                statistic[1] = x.numel()
+            self._add(statistic)
+        return encoded
 
     @torch.no_grad()
     def observe(self, x: Tensor) -> None:
@@ -168,29 +232,20 @@ class ActivationQuantizer(_Quantizer):
             if not self.is_ready():
                 return
             self._fresh = True
-        statistic = collect(x, self.spec, self._signed)
-        self.pending[:2].add_(statistic)
         if self._fresh:
             self.pending[2].add_(float(x.amin() < 0))
+        self._add(collect(x, self.spec, self._signed))
+
+    def _add(self, statistic: Tensor) -> None:
+        self.pending[:2].add_(statistic)
+        self.observed = True
         if not self.managed:
             self.update()
 
     @torch.no_grad()
     def update(self) -> None:
-        """Turn the pending statistics into one step of the running threshold.
-
-        An iteration without elements, or with a non-finite statistic, leaves the threshold as it is.
-        """
-        if self._fresh or not self.is_ready():
-            self.settle()
-            return
-        total, count, _ = self.pending
-        new = threshold_of(total / count.clamp(min=1), self.spec, self._signed)
-        usable = (count > 0) & torch.isfinite(new)
-        rate = torch.where(usable, self.spec.momentum, 0.0).float()
-        new = torch.where(usable, new, self.threshold)
-        self.threshold.add_((new - self.threshold) * rate)
-        self.pending.zero_()
+        """Turn the pending statistics into one step of the running threshold."""
+        step_thresholds([self])
 
     @torch.no_grad()
     def settle(self) -> None:
@@ -198,8 +253,9 @@ class ActivationQuantizer(_Quantizer):
 
         Also for a rank that has seen no elements yet. Does nothing in later iterations.
         """
-        if self.is_ready() and not self._fresh:
+        if not self.is_fresh():
             return
+        self.observed = False
         _, count, negative = self.pending.tolist()
         if count == 0:
             return
@@ -211,6 +267,14 @@ class ActivationQuantizer(_Quantizer):
             raise self._not_finite()
         self._start(threshold, signed)
         self._fresh = False
+
+    def rule(self) -> tuple:
+        """Equal for quantizers whose thresholds follow the same rule on the same device."""
+        return self.spec, self._signed, self.threshold.device
+
+    def is_fresh(self) -> bool:
+        """Whether the first range is not final yet, or there is none."""
+        return self._fresh or not self.is_ready()
 
     def is_ready(self) -> bool:
         """Whether there is a range; asks the device only until there is one."""
@@ -261,9 +325,39 @@ class ActivationQuantizer(_Quantizer):
 
     def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
         super()._load_from_state_dict(state_dict, prefix, *args)
-        self._ready = self._fresh = False
+        self._ready = self._fresh = self.observed = False
         self.pending.zero_()
 
     @staticmethod
     def describe(layout: Tensor) -> str:
         return f'bits={layout.tolist()[0]:.0f}'
+
+
+@torch.no_grad()
+def step_thresholds(quantizers: Sequence[ActivationQuantizer]) -> None:
+    """One step of the running thresholds that have seen something since their last one, all at once.
+
+    A statistic without elements, or one that is not finite, leaves its threshold as it is.
+    """
+    for quantizer in quantizers:
+        if quantizer.is_fresh():
+            quantizer.settle()
+    groups: dict[tuple, list[ActivationQuantizer]] = {}
+    for quantizer in quantizers:
+        if quantizer.observed:
+            groups.setdefault(quantizer.rule(), []).append(quantizer)
+    for group in groups.values():
+        _step_alike(group)
+
+
+def _step_alike(quantizers: list[ActivationQuantizer]) -> None:
+    spec, signed, _ = quantizers[0].rule()
+    total, count, _ = torch.stack([q.pending for q in quantizers]).unbind(1)
+    new = threshold_of(total / count.clamp(min=1), spec, signed)
+    old = torch.stack([q.threshold for q in quantizers])
+    usable = (count > 0) & torch.isfinite(new)
+    steps = torch.where(usable, (new - old) * spec.momentum, 0.0)
+    for quantizer, step in zip(quantizers, steps.unbind()):
+        quantizer.threshold.add_(step)
+        quantizer.pending.zero_()
+        quantizer.observed = False

@@ -1,5 +1,6 @@
 """The maths of GDRQ as pure functions: torch only, no state."""
 
+from .codes import Codes, Encoded, encode_activation, encode_weight, encode_weight_by_rule
 from .fake_quant import (
     clip_activation,
     dequantize,
@@ -10,22 +11,32 @@ from .fake_quant import (
     step_of,
 )
 from .groups import group_max_abs, group_mean_abs, num_groups, per_filter
+from .operators import Operand, conv2d, linear
 from .packing import pack, unpack
 from .ranges import quantized_loss, scale_clip_, search_range, weight_range, weight_step
+from .relu import relu
 from .spec import ActivationSpec, WeightSpec, make_spec, override_spec
 from .statistics import collect, threshold_of
 
 __all__ = [
     'ActivationSpec',
+    'Codes',
+    'Encoded',
+    'Operand',
     'WeightSpec',
     'clip_activation',
     'collect',
+    'conv2d',
     'dequantize',
+    'encode_activation',
+    'encode_weight',
+    'encode_weight_by_rule',
     'fake_quantize_activation',
     'fake_quantize_learned',
     'fake_quantize_weight',
     'group_max_abs',
     'group_mean_abs',
+    'linear',
     'make_spec',
     'num_groups',
     'override_spec',
@@ -33,6 +44,7 @@ __all__ = [
     'per_filter',
     'quantize',
     'quantized_loss',
+    'relu',
     'scale_clip_',
     'search_range',
     'step_of',

@@ -47,16 +47,21 @@ def dequantize(codes: Tensor, step: Tensor) -> Tensor:
     return codes * step
 
 
+def _cast(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """``x.to(dtype)``; one that changes nothing makes torch.compile lose the gradient of a Function (torch 2.11)."""
+    return x if x.dtype == dtype else x.to(dtype)
+
+
 class _StraightThrough(Function):
     """Fake quantization; the gradient passes inside ``clip`` (low, high), or everywhere if it is None."""
 
     @staticmethod
     def forward(ctx, x, step, limits, clip):
-        ctx.masked = clip is not None
+        ctx.masked = clip is not None and ctx.needs_input_grad[0]
         if ctx.masked:
             low, high = clip
             ctx.save_for_backward((x >= low).logical_and_(x <= high))
-        return quantize(x, step, limits).mul_(step).to(x.dtype)
+        return _cast(dequantize(quantize(x, step, limits), step), x.dtype)
 
     @staticmethod
     def backward(ctx, grad):
@@ -114,7 +119,7 @@ class _LearnedStep(Function):
         codes = scaled.round().clamp_(*limits)
         ctx.save_for_backward(scaled, step)
         ctx.limits, ctx.grad_scale = limits, grad_scale
-        return (codes * step).to(x.dtype)
+        return _cast(codes * step, x.dtype)
 
     @staticmethod
     def backward(ctx, grad):

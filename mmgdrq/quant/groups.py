@@ -7,6 +7,9 @@ consecutive filters; the last group may be smaller (source: section "Group-based
 import torch
 from torch import Tensor
 
+from . import native
+from .backend import on_cpu
+
 
 def _size(filters: int, group_size: int) -> int:
     return filters if group_size == -1 else min(group_size, filters)
@@ -81,7 +84,11 @@ def group_mean_abs(weight: Tensor, group_size: int) -> Tensor:
     """
     filters = weight.shape[0]
     flat = weight.detach().reshape(filters, -1)
-    sums = torch.linalg.vector_norm(flat, 1, dim=1, dtype=torch.float32)
+    if on_cpu(flat) and flat.is_contiguous():
+        sums = flat.new_empty(filters)
+        native.sum_rows(flat, sums)
+    else:
+        sums = torch.linalg.vector_norm(flat, 1, dim=1, dtype=torch.float32)
     totals = per_group(sums, group_size).sum(1)
     return totals / (group_sizes(filters, group_size, weight.device) * flat.shape[1])
 

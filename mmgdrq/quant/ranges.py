@@ -6,8 +6,11 @@ Source: GDRQ's quantized-loss (its figure 5) and Scale-Clip threshold ``T = k * 
 import torch
 from torch import Tensor
 
+from . import native
+from .backend import on_cpu
 from .fake_quant import dequantize, quantize, step_of
 from .groups import broadcast_filters, group_max_abs, group_mean_abs, per_filter, per_group
+from .scratch import dense
 from .spec import WeightSpec
 
 COARSE, FINE = 32, 7
@@ -92,8 +95,16 @@ def scale_clip_(weight: Tensor, spec: WeightSpec) -> Tensor:
     tensor([[ 1., -1.,  1., -6.]])
     """
     with torch.no_grad():
+        by_kernel = on_cpu(weight) and dense(weight) is weight
+        if by_kernel and spec.group_size == 1:
+            native.clip_rows(weight, None, spec.clip_multiplier)
+            return weight
         bound = group_mean_abs(weight, spec.group_size) * spec.clip_multiplier
-        bound = broadcast_filters(per_filter(bound, weight.shape[0], spec.group_size), weight).to(weight.dtype)
+        bound = per_filter(bound, weight.shape[0], spec.group_size).contiguous()
+        if by_kernel:
+            native.clip_rows(weight, bound, 0.0)
+            return weight
+        bound = broadcast_filters(bound, weight).to(weight.dtype)
         return torch.clamp(weight, -bound, bound, out=weight)
 
 

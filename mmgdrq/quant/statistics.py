@@ -7,7 +7,10 @@ result is ``total / count``, as if all elements had been in one tensor.
 import torch
 from torch import Tensor
 
+from . import native
+from .backend import on_cpu
 from .ranges import search_range
+from .scratch import dense, take
 from .spec import ActivationSpec
 
 SAMPLE = 4096
@@ -25,11 +28,12 @@ def collect(x: Tensor, spec: ActivationSpec, signed: bool) -> Tensor:
     """
     x = x.detach()
     if spec.range == 'mean':
-        total, count = _norm(x, 1), float(x.numel())
+        total, count = sum_and_count(x)[0], float(x.numel())
     elif spec.range == 'minmax':
-        total, count = _norm(x, float('inf')) * x.numel(), float(x.numel())
+        low, high = x.aminmax()
+        total, count = torch.maximum(high, -low).float() * x.numel(), float(x.numel())
     elif spec.range == 'active_mean':
-        total, count = _norm(x, 1), _norm(x, 0)
+        total, count = sum_and_count(x)
     else:
         total, count = _searched(x, spec, signed) * x.numel(), float(x.numel())
     pair = torch.empty(2, dtype=torch.float64, device=x.device)
@@ -44,8 +48,23 @@ def threshold_of(statistic: Tensor, spec: ActivationSpec, signed: bool) -> Tenso
     return statistic.float()
 
 
-def _norm(x: Tensor, order: float) -> Tensor:
-    return torch.linalg.vector_norm(x, order, dtype=torch.float32)
+def sum_and_count(x: Tensor) -> Tensor:
+    """sum|x| and the number of elements that are not zero.
+
+    Returns:
+        float64, shape ``(2,)``.
+    """
+    x = dense(x.detach()).float()
+    pair = torch.empty(2, dtype=torch.float64, device=x.device)
+    if on_cpu(x):
+        native.statistic(x, pair)
+        return pair
+    if x.device.type != 'cpu' or torch.compiler.is_compiling():
+        pair[0], pair[1] = torch.linalg.vector_norm(x, 1), torch.linalg.vector_norm(x, 0)
+        return pair
+    magnitude = torch.abs(x, out=take('work', x, torch.float32))  # norms are not vectorized on a CPU
+    pair[0], pair[1] = magnitude.sum(), magnitude.sign_().sum()
+    return pair
 
 
 def _searched(x: Tensor, spec: ActivationSpec, signed: bool) -> Tensor:

@@ -1,0 +1,80 @@
+"""A weight that has not changed is not quantized again."""
+
+from typing import Callable, Optional
+
+import torch
+from torch import Tensor
+
+from ..quant import Encoded
+
+SAMPLE = 64
+"""Elements of a weight by which a change behind the back of its version counter is noticed."""
+
+
+class WeightCache:
+    """Keeps the quantized form of one weight.
+
+    While a managed model trains, the codes live for one iteration, for the calls of a shared head and the
+    recomputation of activation checkpointing. In evaluation on a CPU the values live until the weight changes:
+    its memory, its version counter, or (for changes through ``weight.data``, which torch does not count) one of
+    64 elements spread over it.
+
+    Attributes:
+        enabled: whether anything is kept.
+        per_iteration: whether someone clears the cache before every training iteration.
+    """
+
+    def __init__(self) -> None:
+        self.enabled = True
+        self.per_iteration = False
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget the weight."""
+        self._codes = self._values = self._key = self._sample = None
+
+    def operand(self, weight: Tensor, encode: Callable[[Tensor], Encoded]) -> Encoded:
+        """The weight as an operand of a layer, by ``encode`` or from the codes that are kept."""
+        if not (self.enabled and self.per_iteration):
+            return encode(weight)
+        if self._codes is not None and self._key == _key(weight):
+            return Encoded(self._codes.values('weight'), self._codes)
+        operand = encode(weight)
+        self.clear()
+        self._codes, self._key = operand.codes, _key(weight)
+        return operand
+
+    def values(self, quantize: Callable[[Tensor], Tensor], weight: Tensor, *ranges: Tensor) -> Tensor:
+        """The fake-quantized weight for evaluation, by ``quantize`` or as it was kept.
+
+        Args:
+            quantize: gives the values for ``weight``.
+            ranges: other tensors that the values depend on.
+        """
+        key = tuple(map(_key, (weight, *ranges)))
+        if not self.enabled or None in key or weight.device.type != 'cpu' or torch.jit.is_tracing():
+            return quantize(weight)
+        sample = [_spread(tensor) for tensor in (weight, *ranges)]
+        if self._values is None or self._key != key or not all(map(torch.equal, self._sample, sample)):
+            values = quantize(weight)
+            self.clear()
+            self._values, self._key, self._sample = values, key, [part.clone() for part in sample]
+        return self._values
+
+    def __getstate__(self) -> dict:
+        return dict(enabled=self.enabled, per_iteration=self.per_iteration)
+
+    def __setstate__(self, state: dict) -> None:
+        self.__dict__.update(state)
+        self.clear()
+
+
+def _key(weight: Tensor) -> Optional[tuple]:
+    if weight.is_inference() or torch.compiler.is_compiling():
+        return None
+    return weight.data_ptr(), weight._version, weight.shape, weight.dtype
+
+
+def _spread(weight: Tensor) -> Tensor:
+    flat = weight.detach().flatten()
+    return flat[:: max(flat.numel() // SAMPLE, 1)]

@@ -1,0 +1,213 @@
+/* The functions of codes.py and statistics.py for float32 on a CPU, in one pass over memory each.
+ *
+ * The arithmetic is that of the torch path, operation by operation: an IEEE division, a rounding half to even and a
+ * multiplication, so the results are equal bit for bit; only sums are added up in another order. Compile without
+ * -ffast-math and with -ffp-contract=off. Loops are distributed over torch's own OpenMP threads.
+ */
+
+#include <math.h>
+#include <stdint.h>
+
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && defined(__linux__)
+#define KERNEL __attribute__((target_clones("avx512f", "avx2", "default"))) static
+#else
+#define KERNEL static
+#endif
+
+#define BLOCK 8192
+#define INSIDE 128
+
+typedef struct {
+    float step, lowest, highest, low, high; /* limits of the codes; limits of the values that are not clipped */
+    int flagged;                            /* codes carry INSIDE */
+} grid;
+
+KERNEL void quantize_block(const float *restrict x, float *restrict values, int64_t n, grid g) {
+    for (int64_t i = 0; i < n; i++) {
+        float code = rintf(x[i] / g.step);
+        code = g.lowest > code ? g.lowest : code;
+        code = g.highest < code ? g.highest : code;
+        values[i] = code * g.step;
+    }
+}
+
+KERNEL void encode_block(const float *restrict x, float *restrict values, uint8_t *restrict codes,
+                         uint8_t *restrict inside, int64_t n, grid g) {
+    int32_t lowest = (int32_t)g.lowest, flag = g.flagged ? INSIDE : 0;
+    for (int64_t i = 0; i < n; i++) {
+        float code = rintf(x[i] / g.step);
+        code = g.lowest > code ? g.lowest : code;
+        code = g.highest < code ? g.highest : code;
+        values[i] = code * g.step;
+        int32_t passes = (x[i] >= g.low) & (x[i] <= g.high);
+        codes[i] = (uint8_t)(((int32_t)code - lowest) | (passes * flag));
+    }
+    if (inside)
+        for (int64_t i = 0; i < n; i++) inside[i] = (x[i] >= g.low) & (x[i] <= g.high);
+}
+
+KERNEL void sum_block(const float *restrict x, int64_t n, double *sum, double *count) {
+    float total = 0;
+    int32_t nonzero = 0;
+#pragma omp simd reduction(+ : total, nonzero)
+    for (int64_t i = 0; i < n; i++) {
+        total += fabsf(x[i]);
+        nonzero += x[i] != 0;
+    }
+    *sum += total;
+    *count += nonzero;
+}
+
+KERNEL void decode_block(const uint8_t *restrict codes, float *restrict values, int64_t n, float step, int32_t lowest,
+                         int32_t bits) {
+    for (int64_t i = 0; i < n; i++) values[i] = (float)((int32_t)(codes[i] & bits) + lowest) * step;
+}
+
+KERNEL void mask_block(float *restrict grad, const uint8_t *restrict codes, int64_t n, int32_t shift) {
+    for (int64_t i = 0; i < n; i++) grad[i] *= (float)((int32_t)codes[i] >> shift);
+}
+
+/* Eight bytes of 0 or 1 <-> eight bits, element i at bit i (little endian). */
+KERNEL void pack_block(const uint64_t *restrict bytes, uint8_t *restrict bits, int64_t n) {
+    for (int64_t i = 0; i < n; i++) bits[i] = (uint8_t)(bytes[i] * 0x0102040810204080u >> 56);
+}
+
+KERNEL void unpack_block(const uint8_t *restrict bits, uint64_t *restrict bytes, int64_t n) {
+    for (int64_t i = 0; i < n; i++) bytes[i] = bits[i] * 0x0101010101010101u & 0x8040201008040201u;
+}
+
+KERNEL void relu_block(float *restrict x, uint8_t *restrict positive, int64_t n) {
+    for (int64_t i = 0; i < n; i++) {
+        positive[i] = !(x[i] <= 0); /* as torch, also for NaN */
+        x[i] = 0 > x[i] ? 0 : x[i];
+    }
+}
+
+KERNEL void select_block(const int32_t *restrict grad, const uint8_t *restrict positive, int32_t *restrict result,
+                         int64_t n) {
+    for (int64_t i = 0; i < n; i++) result[i] = grad[i] & -(int32_t)(positive[i] != 0);
+}
+
+KERNEL void clip_block(float *x, int64_t n, float bound) {
+    for (int64_t i = 0; i < n; i++) {
+        float value = -bound > x[i] ? -bound : x[i];
+        x[i] = bound < value ? bound : value;
+    }
+}
+
+static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+
+static float sum_row(const float *x, int64_t n) {
+    double sum = 0, count = 0;
+    for (int64_t i = 0; i < n; i += BLOCK) sum_block(x + i, least(BLOCK, n - i), &sum, &count);
+    return (float)sum;
+}
+
+static float step_of(float range, float levels, float floor) {
+    float step = range / levels;
+    return step < floor ? floor : step;
+}
+
+/* codes, inside, statistic and step may be NULL; statistic receives sum|x| and the number of nonzero elements. */
+void mmgdrq_encode(const float *x, float *values, uint8_t *codes, uint8_t *inside, double *statistic, float *step,
+                   int64_t n, float threshold, float levels, float floor, float lowest, float highest, int flagged,
+                   int threads) {
+    grid g = {step_of(threshold, levels, floor), lowest, highest, lowest < 0 ? -threshold : 0, threshold, flagged};
+    double sum = 0, count = 0;
+#pragma omp parallel for num_threads(threads) reduction(+ : sum, count) schedule(static)
+    for (int64_t i = 0; i < n; i += BLOCK) {
+        int64_t m = least(BLOCK, n - i);
+        if (statistic) sum_block(x + i, m, &sum, &count);
+        if (codes)
+            encode_block(x + i, values + i, codes + i, inside ? inside + i : 0, m, g);
+        else
+            quantize_block(x + i, values + i, m, g);
+    }
+    if (step) *step = g.step;
+    if (statistic) {
+        statistic[0] = sum;
+        statistic[1] = count;
+    }
+}
+
+void mmgdrq_statistic(const float *x, double *statistic, int64_t n, int threads) {
+    double sum = 0, count = 0;
+#pragma omp parallel for num_threads(threads) reduction(+ : sum, count) schedule(static)
+    for (int64_t i = 0; i < n; i += BLOCK) sum_block(x + i, least(BLOCK, n - i), &sum, &count);
+    statistic[0] = sum;
+    statistic[1] = count;
+}
+
+/* One step a row. */
+void mmgdrq_encode_rows(const float *x, const float *steps, float *values, int64_t rows, int64_t columns, float lowest,
+                        float highest, int threads) {
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int64_t r = 0; r < rows; r++) {
+        grid g = {steps[r], lowest, highest, 0, 0, 0};
+        quantize_block(x + r * columns, values + r * columns, columns, g);
+    }
+}
+
+/* The range of every row is k * mean|row|; steps receives max(range / levels, floor). */
+void mmgdrq_encode_mean_rows(const float *x, float *steps, float *values, int64_t rows, int64_t columns, float lowest,
+                             float highest, float k, float levels, float floor, int threads) {
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int64_t r = 0; r < rows; r++) {
+        const float *row = x + r * columns;
+        steps[r] = step_of(sum_row(row, columns) / (float)columns * k, levels, floor);
+        grid g = {steps[r], lowest, highest, 0, 0, 0};
+        quantize_block(row, values + r * columns, columns, g);
+    }
+}
+
+void mmgdrq_sum_rows(const float *x, float *sums, int64_t rows, int64_t columns, int threads) {
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int64_t r = 0; r < rows; r++) sums[r] = sum_row(x + r * columns, columns);
+}
+
+void mmgdrq_decode(const uint8_t *codes, const float *steps, float *values, int64_t rows, int64_t columns,
+                   int lowest, int bits, int threads) {
+    int64_t blocks = (columns + BLOCK - 1) / BLOCK;
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int64_t b = 0; b < rows * blocks; b++) {
+        int64_t r = b / blocks, start = b % blocks * BLOCK, i = r * columns + start;
+        decode_block(codes + i, values + i, least(BLOCK, columns - start), steps[r], lowest, bits);
+    }
+}
+
+/* grad *= codes >> shift: shift 7 reads the flag of a code, shift 0 a byte of 0 or 1. */
+void mmgdrq_mask(float *grad, const uint8_t *codes, int64_t n, int shift, int threads) {
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int64_t i = 0; i < n; i += BLOCK) mask_block(grad + i, codes + i, least(BLOCK, n - i), shift);
+}
+
+/* max(x, 0) in place; positive receives x > 0, one bit an element. */
+void mmgdrq_relu(float *x, uint8_t *positive, int64_t n, int threads) {
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int64_t i = 0; i < n; i += BLOCK) {
+        uint64_t bytes[BLOCK / 8];
+        int64_t m = least(BLOCK, n - i);
+        bytes[(m - 1) / 8] = 0;
+        relu_block(x + i, (uint8_t *)bytes, m);
+        pack_block(bytes, positive + i / 8, (m + 7) / 8);
+    }
+}
+
+void mmgdrq_relu_backward(const int32_t *grad, const uint8_t *positive, int32_t *result, int64_t n, int threads) {
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int64_t i = 0; i < n; i += BLOCK) {
+        uint64_t bytes[BLOCK / 8];
+        int64_t m = least(BLOCK, n - i);
+        unpack_block(positive + i / 8, bytes, (m + 7) / 8);
+        select_block(grad + i, (const uint8_t *)bytes, result + i, m);
+    }
+}
+
+/* Clip every row to [-bound, bound] in place; bounds may be NULL: the bound of a row is then k * mean|row|. */
+void mmgdrq_clip_rows(float *x, const float *bounds, int64_t rows, int64_t columns, float k, int threads) {
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int64_t r = 0; r < rows; r++) {
+        float *row = x + r * columns;
+        clip_block(row, columns, bounds ? bounds[r] : sum_row(row, columns) / (float)columns * k);
+    }
+}

@@ -1,0 +1,144 @@
+"""The compiled functions of kernels.c, for float32 tensors on a CPU.
+
+They compute what the torch path next to each call computes, in one pass over memory. Where the library was not
+built (no C compiler when mmgdrq was installed), :func:`usable` is False.
+"""
+
+import ctypes
+from pathlib import Path
+from typing import Optional
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import increment_version
+
+_FLOAT, _INT, _LONG, _POINTER = ctypes.c_float, ctypes.c_int, ctypes.c_int64, ctypes.c_void_p
+
+_SIGNATURES = {
+    'encode': [_POINTER] * 6 + [_LONG] + [_FLOAT] * 5 + [_INT, _INT],
+    'statistic': [_POINTER, _POINTER, _LONG, _INT],
+    'encode_rows': [_POINTER] * 3 + [_LONG, _LONG, _FLOAT, _FLOAT, _INT],
+    'encode_mean_rows': [_POINTER] * 3 + [_LONG, _LONG] + [_FLOAT] * 5 + [_INT],
+    'sum_rows': [_POINTER, _POINTER, _LONG, _LONG, _INT],
+    'decode': [_POINTER] * 3 + [_LONG, _LONG, _INT, _INT, _INT],
+    'mask': [_POINTER, _POINTER, _LONG, _INT, _INT],
+    'relu': [_POINTER, _POINTER, _LONG, _INT],
+    'relu_backward': [_POINTER] * 3 + [_LONG, _INT],
+    'clip_rows': [_POINTER, _POINTER, _LONG, _LONG, _FLOAT, _INT],
+}
+
+
+def _load() -> Optional[ctypes.CDLL]:
+    for path in sorted(Path(__file__).parent.glob('_kernels.*')):
+        try:
+            library = ctypes.CDLL(str(path))
+        except OSError:  # built for another machine, or torch has no OpenMP
+            continue
+        for name, types in _SIGNATURES.items():
+            function = getattr(library, f'mmgdrq_{name}')
+            function.argtypes, function.restype = types, None
+        return library
+    return None
+
+
+_library = _load()
+
+
+def built() -> bool:
+    """Whether the library is there."""
+    return _library is not None
+
+
+def usable(*tensors: Tensor) -> bool:
+    """Whether the library can work on these tensors: float32 on a CPU, without gaps in memory."""
+    return _library is not None and all(
+        t.device.type == 'cpu' and t.dtype == torch.float32 and type(t) in _PLAIN for t in tensors
+    )
+
+
+_PLAIN = (Tensor, torch.nn.Parameter)
+
+
+def encode(
+    x: Tensor,
+    values: Tensor,
+    stored: Optional[Tensor],
+    inside: Optional[Tensor],
+    statistic: Optional[Tensor],
+    step: Optional[Tensor],
+    threshold: Tensor,
+    levels: int,
+    floor: float,
+    limits: tuple[int, int],
+    flagged: bool,
+) -> None:
+    """Fake-quantize an activation; what is None is not written.
+
+    Args:
+        x: the activation, ``n`` elements in any dense layout; the next four have the same.
+        values: receives the fake-quantized values.
+        stored: receives ``code - lowest``, with the flag in its highest bit where ``flagged``.
+        inside: receives 1 where ``x`` was not clipped, else 0.
+        statistic: float64, receives sum|x| and the number of nonzero elements.
+        step: receives ``max(threshold / levels, floor)``.
+    """
+    numbers = (x.numel(), threshold.item(), levels, floor, *limits, flagged)
+    _call('encode', x, values, stored, inside, statistic, step, *numbers)
+
+
+def encode_rows(weight: Tensor, steps: Tensor, values: Tensor, limits: tuple[int, int]) -> None:
+    """Fake-quantize a weight with one step a filter."""
+    _call('encode_rows', weight, steps, values, *_rows(weight), *limits)
+
+
+def encode_mean_rows(weight, steps, values, limits, k: float, levels: int, floor: float) -> None:
+    """The same with the range ``k * mean|W|`` of each filter; ``steps`` receives the steps."""
+    _call('encode_mean_rows', weight, steps, values, *_rows(weight), *limits, k, levels, floor)
+
+
+def decode(stored: Tensor, steps: Tensor, values: Tensor, lowest: int, bits: int) -> None:
+    """``values = ((stored & bits) + lowest) * step``, with one step or one a filter."""
+    rows = steps.numel()
+    _call('decode', stored, steps, values, rows, stored.numel() // rows, lowest, bits)
+
+
+def mask(grad: Tensor, stored: Tensor, shift: int) -> None:
+    """``grad *= stored >> shift``."""
+    _call('mask', grad, stored, grad.numel(), shift)
+
+
+def statistic(x: Tensor, result: Tensor) -> None:
+    """sum|x| and the number of nonzero elements, float64."""
+    _call('statistic', x, result, x.numel())
+
+
+def sum_rows(weight: Tensor, sums: Tensor) -> None:
+    """sum|W| of every filter."""
+    _call('sum_rows', weight, sums, *_rows(weight))
+
+
+def clip_rows(weight: Tensor, bounds: Optional[Tensor], k: float) -> None:
+    """Clip every filter to its bound in place; None: to ``k * mean|W|``."""
+    _call('clip_rows', weight, bounds, *_rows(weight), k)
+    increment_version(weight)
+
+
+def relu(x: Tensor, positive: Tensor) -> None:
+    """``max(x, 0)`` in place; ``positive`` receives one bit an element."""
+    _call('relu', x, positive, x.numel())
+    increment_version(x)
+
+
+def relu_backward(grad: Tensor, positive: Tensor, result: Tensor) -> None:
+    """``result = grad`` where the bit is set, else 0."""
+    _call('relu_backward', grad, positive, result, grad.numel())
+
+
+def _rows(weight: Tensor) -> tuple[int, int]:
+    return weight.shape[0], weight.numel() // weight.shape[0]
+
+
+def _call(name: str, *args) -> None:
+    """Tensors pass as pointers, None as NULL; the number of threads is added."""
+    passed = [arg.data_ptr() if isinstance(arg, Tensor) else arg for arg in args]
+    getattr(_library, f'mmgdrq_{name}')(*passed, torch.get_num_threads())

@@ -1,0 +1,51 @@
+"""ReLU that keeps the sign of its input for the backward pass, not its output: one bit an element (or one byte)."""
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
+
+from . import native
+from .backend import on_cpu
+from .scratch import dense
+
+
+def relu(x: Tensor, inplace: bool = False) -> Tensor:
+    """``max(x, 0)`` with the gradient of ``F.relu``.
+
+    >>> x = torch.tensor([-1., 0., 2.], requires_grad=True)
+    >>> relu(x).sum().backward()
+    >>> x.grad
+    tensor([0., 0., 1.])
+    """
+    return _Relu.apply(x, inplace)
+
+
+class _Relu(Function):
+    @staticmethod
+    def forward(ctx, x, inplace):
+        result = x if inplace else x.clone()
+        ctx.packed = on_cpu(result) and dense(result) is result and result.numel() > 0
+        ctx.like = torch.empty_like(result, device='meta')  # the order of its elements in memory
+        if inplace:
+            ctx.mark_dirty(x)
+        ctx.save_for_backward(_packed(result) if ctx.packed else (result.relu_() <= 0).logical_not_())
+        return result
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        (positive,) = ctx.saved_tensors
+        if not ctx.packed:
+            return torch.where(positive, grad, 0), None
+        result = torch.empty_like(ctx.like, device='cpu')
+        if grad.stride() != result.stride():
+            grad = torch.empty_like(result).copy_(grad)
+        native.relu_backward(grad, positive, result)
+        return result, None
+
+
+def _packed(x: Tensor) -> Tensor:
+    positive = x.new_empty(-(-x.numel() // 8), dtype=torch.uint8)
+    native.relu(x, positive)
+    return positive

@@ -1,0 +1,323 @@
+"""How a model computes changes neither its losses nor its gradients; what it keeps is small."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from mmengine.registry import MODELS
+from torch import nn
+from torch.autograd.graph import saved_tensors_hooks
+from torch.utils.checkpoint import checkpoint
+
+import mmgdrq
+from mmgdrq.errors import ConfigError
+from mmgdrq.layers import LeanReLU, quantizer, set_execution
+from mmgdrq.quant import backend
+from tests.toy import log_of, toy_runner
+
+SWITCHES = [dict(codes=False), dict(cache=False), dict(lean_relu=True), dict(kernels=False)]
+LAYERS = {
+    'conv': (lambda: mmgdrq.Conv2d(4, 6, 3, stride=2, padding=1), (2, 4, 9, 7)),
+    'grouped': (lambda: mmgdrq.Conv2d(4, 8, 3, dilation=2, groups=4, bias=False), (2, 4, 9, 9)),
+    'unpadded names': (lambda: mmgdrq.Conv2d(4, 6, 3, padding='same'), (2, 4, 6, 6)),
+    'reflected': (lambda: mmgdrq.Conv2d(4, 6, 3, padding=1, padding_mode='reflect'), (2, 4, 6, 6)),
+    'one image': (lambda: mmgdrq.Conv2d(4, 6, 1), (4, 5, 5)),
+    'linear': (lambda: mmgdrq.Linear(10, 6), (5, 10)),
+    'tokens': (lambda: mmgdrq.Linear(10, 6, bias=False), (2, 5, 10)),
+    '8 bits': (lambda: mmgdrq.Conv2d(4, 6, 3, weight=dict(bits=8), activation=dict(bits=8)), (2, 4, 6, 6)),
+    'float weight': (lambda: mmgdrq.Conv2d(4, 6, 3, weight=dict(bits=32)), (2, 4, 6, 6)),
+    'float input': (lambda: mmgdrq.Conv2d(4, 6, 3, activation=dict(bits=32)), (2, 4, 6, 6)),
+    'learned weight': (lambda: mmgdrq.Conv2d(4, 6, 3, weight=dict(range='learned')), (2, 4, 6, 6)),
+    'learned input': (lambda: mmgdrq.Linear(10, 6, activation=dict(range='learned')), (5, 10)),
+    'search': (lambda: mmgdrq.Conv2d(4, 6, 3, weight=dict(range='search', group_size=4)), (2, 4, 6, 6)),
+}
+
+
+@pytest.fixture(autouse=True)
+def kernels_stay_on():
+    yield
+    backend.enable(True)
+
+
+def net():
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1, bias=False),
+        nn.BatchNorm2d(8),
+        nn.ReLU(inplace=True),
+        nn.Conv2d(8, 8, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(8, 8, 3, stride=2),
+        nn.ReLU(inplace=True),
+        nn.Flatten(),
+        nn.Linear(8 * 9, 6),
+        nn.ReLU(),
+        nn.Linear(6, 4),
+    )
+
+
+def losses_of(switches, steps=100):
+    model = mmgdrq.quantize(net(), dict(bits=2), dict(bits=4)).train()
+    set_execution(model, **switches)
+    optimizer = torch.optim.SGD(model.parameters(), 0.02, momentum=0.9)
+    mmgdrq.ScaleClip(model).attach(optimizer)
+    generator = torch.Generator().manual_seed(1)
+    losses = []
+    for _ in range(steps):
+        x = torch.randn(8, 3, 8, 8, generator=generator)
+        loss = F.cross_entropy(model(x), (x.mean((1, 2, 3)) > 0).long())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.detach())
+    return torch.stack(losses)
+
+
+@pytest.fixture(scope='module')
+def plain_losses():
+    return losses_of(dict(codes=False, cache=False, kernels=False))
+
+
+@pytest.mark.parametrize('switches', [{}, *SWITCHES], ids=str)
+def test_losses_of_100_steps(plain_losses, switches):
+    losses = losses_of(switches)
+    assert float(losses[-1]) != float(losses[0])
+    # sums in another order move a range by its last bit, and now and then a code
+    torch.testing.assert_close(losses, plain_losses, rtol=0.02, atol=0.02)
+    torch.testing.assert_close(losses[:20], plain_losses[:20], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize('switches', [dict(codes=False), dict(cache=False), dict(lean_relu=True)], ids=str)
+def test_saving_less_changes_no_bit(switches):
+    assert torch.equal(losses_of(switches, 20), losses_of({}, 20))
+
+
+@pytest.mark.parametrize('autocast', [False, True])
+@pytest.mark.parametrize('wanted', ['both', 'weight', 'input'])
+@pytest.mark.parametrize('name', LAYERS)
+def test_gradients_are_those_of_the_plain_formulation(name, wanted, autocast):
+    make, shape = LAYERS[name]
+    torch.manual_seed(0)
+    layer = make().train()
+    if name not in ('linear', 'tokens', 'learned input') and len(shape) == 4:
+        layer = layer.to(memory_format=torch.channels_last)
+    layer(torch.randn(shape))
+    layer.activation_quantizer.observing = False
+    layer.weight.requires_grad_(wanted != 'input')
+    results = []
+    for one_byte in (False, True):
+        layer.one_byte = one_byte
+        layer.zero_grad()
+        x = torch.randn(shape, generator=torch.Generator().manual_seed(3)).requires_grad_(wanted != 'weight')
+        with torch.autocast('cpu', torch.bfloat16, enabled=autocast):
+            y = layer(x) + layer(x)
+        y.backward(torch.randn(y.shape, generator=torch.Generator().manual_seed(4)).to(y.dtype))
+        grads = {n: p.grad.clone() for n, p in layer.named_parameters() if p.grad is not None}
+        results.append(dict(grads, y=y.detach(), x=x.grad))
+    plain, lean = results
+    assert plain.keys() == lean.keys()
+    for key, value in plain.items():
+        if value is None:
+            assert lean[key] is None
+            continue
+        assert lean[key].dtype == value.dtype
+        torch.testing.assert_close(lean[key], value, rtol=1e-6, atol=1e-6 * float(value.abs().max()))
+    assert ('weight' in plain) is (wanted != 'input')
+
+
+def kept(model, x):
+    """Bytes that the forward pass keeps besides the parameters, and the output."""
+    parameters = {p.data_ptr() for p in model.parameters()}
+    found = {}
+
+    def pack(tensor):
+        if tensor.data_ptr() not in parameters:
+            found[tensor.data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with saved_tensors_hooks(pack, lambda tensor: tensor):
+        y = model(x)
+    return sum(found.values()), y
+
+
+@pytest.mark.parametrize('bits', [2, 4, 7])
+@pytest.mark.parametrize('kind', ['conv', 'linear'])
+def test_a_layer_keeps_one_byte_an_element(kind, bits):
+    if kind == 'conv':
+        layer, x = mmgdrq.Conv2d(16, 8, 3, activation=dict(bits=bits)), torch.rand(4, 16, 20, 20)
+    else:
+        layer, x = mmgdrq.Linear(512, 8, activation=dict(bits=bits)), torch.rand(64, 512)
+    x.requires_grad_()
+    layer.train()(x)
+    size, _ = kept(layer, x)
+    assert size <= x.numel() + 4 * 8 + 4
+    layer.one_byte = False
+    plain, _ = kept(layer, x)
+    assert plain >= 5 * x.numel()
+
+
+def test_a_lean_block_keeps_less_than_a_float_block():
+    block = nn.Sequential(nn.Conv2d(8, 16, 3, bias=False), nn.BatchNorm2d(16), nn.ReLU(True), nn.Conv2d(16, 16, 3))
+    x = torch.rand(4, 8, 30, 30, requires_grad=True)
+    float_bytes, _ = kept(copy.deepcopy(block), x)
+    model = mmgdrq.quantize(block, rules=[dict(pattern='*', weight=dict(bits=2), activation=dict(bits=4))])
+    set_execution(model, lean_relu=True)
+    model(x)
+    assert kept(model, x)[0] < 0.75 * float_bytes
+
+
+class Levels(nn.Module):
+    """A head over several levels, in the way of activation checkpointing or not."""
+
+    def __init__(self, again):
+        super().__init__()
+        self.stem, self.head, self.last = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 2, 1)
+        self.again = again
+
+    def forward(self, x):
+        levels = [self.stem(x), self.stem(x[..., ::2, ::2])]
+        run = (lambda y: checkpoint(self.head, y, use_reentrant=False)) if self.again else self.head
+        return sum(self.last(run(level)).sum() for level in levels)
+
+
+@pytest.mark.parametrize('again', [False, True])
+def test_a_shared_weight_is_quantized_once_an_iteration(monkeypatch, again):
+    model = mmgdrq.quantize(Levels(again)).train()
+    model(torch.randn(1, 3, 8, 8))
+    calls = []
+    encode = quantizer.encode_weight_by_rule
+    monkeypatch.setattr(quantizer, 'encode_weight_by_rule', lambda *args: calls.append(args[0]) or encode(*args))
+    for _ in range(2):
+        calls.clear()
+        model(torch.randn(1, 3, 8, 8)).backward()
+        assert len(calls) == 3, 'stem, head and last'
+    set_execution(model, cache=False)
+    calls.clear()
+    model(torch.randn(1, 3, 8, 8)).backward()
+    assert len(calls) == (8 if again else 6)
+
+
+def change_by_step(weight):
+    weight.grad = torch.randn_like(weight)
+    torch.optim.SGD([weight], 1.0).step()
+
+
+def change_by_data(weight):
+    weight.data.mul_(-3)
+
+
+def change_by_swap(weight):
+    weight.data = torch.randn_like(weight)
+
+
+def change_in_place(weight):
+    with torch.no_grad():
+        weight.view(-1)[1] += 100
+
+
+@pytest.mark.parametrize('change', [change_by_step, change_by_data, change_by_swap, change_in_place])
+@pytest.mark.parametrize('rule', ['mean', 'search', 'learned'])
+def test_evaluation_follows_the_weight(change, rule):
+    layer = mmgdrq.Conv2d(4, 64, 3, weight=dict(bits=4, range=rule)).train()
+    x = torch.randn(1, 4, 6, 6)
+    layer(x)
+    layer.eval()
+    with torch.no_grad():
+        first = layer(x)
+        assert torch.equal(layer(x), first)
+    change(layer.weight)
+    with torch.no_grad():
+        again = layer(x)
+    fresh = copy.deepcopy(layer)
+    fresh.weight_quantizer.cache.enabled = False
+    with torch.no_grad():
+        assert torch.equal(again, fresh(x))
+    assert not torch.equal(again, first)
+
+
+def test_evaluation_follows_a_learned_range():
+    layer = mmgdrq.Linear(8, 4, weight=dict(bits=4, range='learned')).train()
+    x = torch.randn(2, 8)
+    layer(x)
+    layer.eval()
+    with torch.no_grad():
+        first = layer(x)
+        layer.weight_quantizer.alpha.data.mul_(2)
+        assert not torch.equal(layer(x), first)
+
+
+def test_a_state_that_is_loaded_is_evaluated():
+    one, two = (mmgdrq.quantize(net()).train() for _ in range(2))
+    x = torch.randn(2, 3, 8, 8)
+    one(x)
+    with torch.no_grad():
+        for parameter in two.parameters():
+            parameter.add_(torch.randn_like(parameter))
+        two(x)
+        expected = two.eval()(x)
+        one.eval()(x)
+        one.load_state_dict(two.state_dict())
+        assert torch.equal(one(x), expected)
+
+
+def test_hooks_on_a_quantizer_see_tensors():
+    layer = mmgdrq.Conv2d(4, 6, 3).train()
+    x = torch.rand(1, 4, 6, 6)
+    expected = layer(x)
+    layer.activation_quantizer.observing = False
+    expected = layer(x)
+    seen = []
+    layer.activation_quantizer.register_forward_hook(lambda module, args, output: seen.append(output))
+    assert torch.equal(layer(x), expected)
+    assert isinstance(seen[0], torch.Tensor)
+
+
+@pytest.mark.parametrize('rule', ['mean', 'learned', 'minmax'])
+@pytest.mark.parametrize('kind', ['conv', 'linear'])
+def test_compiles_without_graph_breaks(kind, rule):
+    torch._dynamo.reset()
+    config = dict(weight=dict(range=rule), activation=dict(range=rule))
+    layer = mmgdrq.Conv2d(4, 6, 3, **config) if kind == 'conv' else mmgdrq.Linear(6, 5, **config)
+    x = torch.rand(2, 4, 6, 6, requires_grad=True)
+    layer.train()(x)
+    compiled = copy.deepcopy(layer)
+    results = []
+    for module, run in ((layer, layer), (compiled, torch.compile(compiled, backend='aot_eager', fullgraph=True))):
+        x.grad = None
+        y = run(x)
+        y.square().sum().backward()
+        results.append([y.detach(), x.grad, *(p.grad for p in module.parameters()), *module.buffers()])
+    for one, two in zip(*results):
+        torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-4)
+    assert float(results[1][1].abs().max()) > 0
+
+
+def test_lean_relu_can_be_taken_back():
+    model = mmgdrq.quantize(net())
+    assert set_execution(model, lean_relu=True).lean_relu
+    relus = [module for module in model if isinstance(module, nn.ReLU)]
+    assert {type(module) for module in relus} == {LeanReLU}
+    set_execution(model)
+    assert {type(module) for module in relus} == {nn.ReLU}
+
+
+@pytest.mark.parametrize(
+    ('switches', 'message'),
+    [(dict(lean_rellu=True), 'lean_rellu.*lean_relu'), (dict(codes='no'), "codes='no' is not True or False")],
+)
+def test_bad_switches(switches, message):
+    with pytest.raises(ConfigError, match=message):
+        set_execution(net(), **switches)
+
+
+def test_the_config_switches(tmp_path):
+    hook = dict(weight=dict(bits=4), execution=dict(codes=False, lean_relu=True))
+    runner = toy_runner(tmp_path / 'hook', hook=hook)
+    runner.train()
+    assert not runner.model.conv2.one_byte
+    assert 'Execution(codes=False' in log_of(tmp_path / 'hook')
+    model = MODELS.build(dict(type='mmgdrq.Quantized', base_type='ToyModel', quant=dict(execution=dict(cache=False))))
+    assert not model.conv2.weight_quantizer.cache.enabled
+    with pytest.raises(ConfigError, match='execution'):
+        toy_runner(tmp_path / 'bad', hook=dict(execution=dict(speed=True))).train()

@@ -1,0 +1,212 @@
+"""Compiled and Triton kernels against the torch path, which is their specification."""
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from mmgdrq.quant import (
+    ActivationSpec,
+    WeightSpec,
+    backend,
+    collect,
+    encode_activation,
+    encode_weight,
+    encode_weight_by_rule,
+    fake_quantize_activation,
+    fake_quantize_weight,
+    native,
+    relu,
+    scale_clip_,
+    weight_range,
+    weight_step,
+)
+from tests import reference
+
+LIMITS = [(0, 3), (0, 15), (0, 127), (0, 255), (-2, 1), (-8, 7), (-128, 127)]
+KERNELS = [
+    pytest.param(False, id='torch'),
+    pytest.param(True, id='compiled', marks=pytest.mark.skipif(not native.built(), reason='kernels are not built')),
+]
+
+
+@pytest.fixture(params=KERNELS)
+def kernels(request):
+    """Both ways to compute."""
+    backend.enable(request.param)
+    yield request.param
+    backend.enable(True)
+
+
+def activation(threshold, limits, dtype=torch.float32):
+    """Random values, ties between codes, and the values next to the ends of the range."""
+    rng = np.random.default_rng(0)
+    levels = limits[1] if limits[0] == 0 else -limits[0]
+    ties = (np.arange(limits[0] - 2, limits[1] + 3) + 0.5) * np.float32(threshold / levels)
+    near = np.nextafter(np.float32([threshold, threshold, -threshold, -threshold]), np.float32([9, 0, -9, 0]))
+    values = np.concatenate([rng.normal(size=9000) * threshold, ties, near, [threshold, -threshold, 0, -0.0, 1e30]])
+    return torch.tensor(values, dtype=torch.float32).to(dtype), levels
+
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16, torch.float16, torch.float64])
+@pytest.mark.parametrize('limits', LIMITS)
+def test_activation_codes_are_the_plain_values_and_gradients(kernels, limits, dtype):
+    x, levels = activation(1.3, limits, dtype)
+    threshold = torch.tensor(1.3)
+    plain = x.clone().requires_grad_()
+    result = fake_quantize_activation(plain, threshold, levels, limits)
+    upstream = torch.randn(x.shape, dtype=dtype)
+    result.backward(upstream)
+    statistic = torch.empty(2, dtype=torch.float64)
+    encoded = encode_activation(x, threshold, levels, limits, 'input', statistic=statistic)
+    assert torch.equal(encoded.values.to(dtype), result.detach())
+    assert torch.equal(encoded.codes.values('again').to(dtype), result.detach())
+    assert torch.equal(encoded.codes.mask_(upstream.clone()), plain.grad)
+    assert encoded.codes.stored.dtype == torch.uint8
+    assert (encoded.codes.inside is None) is (limits[1] - limits[0] < 128)
+    magnitude = x.double().abs()
+    assert float(statistic[0]) == pytest.approx(float(magnitude.sum()), rel=1e-5)
+    assert int(statistic[1]) == int((magnitude != 0).sum())
+    for_evaluation = encode_activation(x, threshold, levels, limits, 'input', keep=False)
+    assert for_evaluation.codes is None
+    assert torch.equal(for_evaluation.values.to(dtype), result.detach())
+
+
+@pytest.mark.parametrize('threshold', [0.0, 1e-30, 1e-13])
+def test_a_range_near_zero_gives_the_same_codes(kernels, threshold):
+    x = torch.tensor([0.0, 1e-12, 5.0, -1.0])
+    plain = fake_quantize_activation(x, torch.tensor(threshold), 15, (0, 15))
+    encoded = encode_activation(x, torch.tensor(threshold), 15, (0, 15), 'input')
+    assert torch.equal(encoded.values, plain)
+
+
+@pytest.mark.parametrize('group_size', [1, 4, -1])
+@pytest.mark.parametrize('spec', [dict(bits=2), dict(bits=4), dict(bits=8), dict(bits=3, range='minmax')])
+@pytest.mark.parametrize('layout', ['contiguous', 'channels_last', 'linear', 'gaps'])
+def test_weight_codes_are_the_plain_values(kernels, layout, spec, group_size):
+    spec = WeightSpec(group_size=group_size, **spec)
+    weight = torch.randn(6, 5, 3, 3, generator=torch.Generator().manual_seed(0))
+    weight = {
+        'contiguous': weight,
+        'channels_last': weight.to(memory_format=torch.channels_last),
+        'linear': weight.flatten(1),
+        'gaps': weight.transpose(1, 2),
+    }[layout]
+    step = weight_step(weight, weight_range(weight, spec), spec)
+    expected = fake_quantize_weight(weight, step, spec.code_limits)
+    encoded = encode_weight(weight, step, spec.code_limits, 'weight')
+    assert torch.equal(encoded.values, expected)
+    assert torch.equal(encoded.codes.values('again'), expected)
+    by_rule = encode_weight_by_rule(weight, spec, 'weight')
+    torch.testing.assert_close(by_rule.codes.step.flatten(), step.flatten(), rtol=1e-6, atol=0)
+    again = fake_quantize_weight(weight, by_rule.codes.step, spec.code_limits)
+    assert torch.equal(by_rule.codes.values('again'), again)
+    assert torch.equal(encode_weight_by_rule(weight, spec, 'weight').values, again)
+
+
+@pytest.mark.parametrize('rule', ['mean', 'active_mean', 'minmax'])
+@pytest.mark.parametrize('shape', [(1,), (8191,), (8193,), (3, 4, 50, 50)])
+def test_statistics(kernels, rule, shape):
+    x = torch.randn(shape).relu() - 0.1 * (torch.rand(shape) > 0.8)
+    total, count = collect(x, ActivationSpec(range=rule), signed=False).tolist()
+    if count:
+        assert total / count == pytest.approx(reference.statistic([x.numpy()], rule), rel=1e-5)
+
+
+@pytest.mark.parametrize('group_size', [1, 2, -1])
+def test_scale_clip(kernels, group_size):
+    weight = torch.randn(4, 3, 3, 3)
+    expected = reference.scale_clip(weight.numpy(), 2.0, group_size)
+    version = weight._version
+    scale_clip_(weight, WeightSpec(group_size=group_size, k=2.0))
+    np.testing.assert_allclose(weight.numpy(), expected, rtol=1e-6)
+    assert weight._version > version, 'autograd notices'
+
+
+@pytest.mark.parametrize('inplace', [False, True])
+@pytest.mark.parametrize('shape', [(1,), (7,), (8,), (8193,), (2, 3, 5, 7)])
+def test_relu_equals_torch(kernels, shape, inplace):
+    x = torch.randn(shape)
+    x.view(-1)[0] = 0
+    if len(shape) == 4:
+        x = x.to(memory_format=torch.channels_last)
+    one, two = x.clone().requires_grad_(), x.clone().requires_grad_()
+    upstream = torch.randn(shape)
+    upstream.view(-1)[0] = float('inf')
+    mine, theirs = relu(one * 1, inplace), F.relu(two * 1)
+    assert torch.equal(mine, theirs)
+    mine.backward(upstream)
+    theirs.backward(upstream)
+    assert torch.equal(one.grad, two.grad)
+
+
+INTERPRETED = """
+import torch
+from mmgdrq.quant import WeightSpec, backend, encode_activation, encode_weight, encode_weight_by_rule, triton_kernels
+triton_kernels.usable = lambda *tensors: True
+
+def both(call):
+    results = []
+    for kernels in (None, triton_kernels):
+        for module in modules:
+            module.kernels_for = lambda *tensors: kernels
+        results.append(call())
+    return results
+
+import mmgdrq.quant.codes as codes
+modules = [codes]
+torch.manual_seed(0)
+
+def check(plain, fused, label):
+    for name, a, b in zip(label.split(), plain, fused):
+        assert torch.allclose(a.float(), b.float(), rtol=1e-6, atol=0), (label, name, a, b)
+
+for dtype in (torch.float32, torch.float16):  # the interpreter truncates to bfloat16, a GPU rounds
+    for limits in ((0, 15), (0, 255), (-8, 7), (-128, 127)):
+        levels = limits[1] if limits[0] == 0 else -limits[0]
+        ties = (torch.arange(limits[0] - 2, limits[1] + 3) + 0.5) * (torch.tensor(1.3) / levels)
+        x = torch.cat([torch.randn(5000) * 1.3, ties, torch.tensor([1.3, -1.3, 0.0, 1e30])]).to(dtype)
+        upstream = torch.randn_like(x)
+
+        def activation():
+            statistic = torch.empty(2, dtype=torch.float64)
+            e = encode_activation(x, torch.tensor(1.3), levels, limits, 'input', statistic=statistic)
+            values = e.values.to(dtype).clone()
+            return values, e.codes.stored, e.codes.step, e.codes.values('input').to(dtype).clone(), \
+                e.codes.mask_(upstream.clone()), statistic
+
+        plain, fused = both(activation)
+        check(plain[:5], fused[:5], 'values stored step decoded masked')
+        check(plain[5:], fused[5:], 'statistic')
+        assert torch.equal(plain[1], fused[1])
+
+for group_size in (1, 2, -1):
+    for bits in (2, 4, 8):
+        spec = WeightSpec(bits=bits, group_size=group_size)
+        weight = torch.randn(5, 7, 3, 3)
+        step = torch.rand(5, 1, 1, 1) + 0.1
+
+        def by_step():
+            e = encode_weight(weight, step, spec.code_limits, 'weight')
+            return e.values.clone(), e.codes.values('weight').clone()
+
+        check(*both(by_step), 'values again')
+
+        def by_rule():
+            e = encode_weight_by_rule(weight, spec, 'weight')
+            return e.codes.step, e.values.clone()
+
+        check(*both(by_rule), 'step values')
+print('equal')
+"""
+
+
+def test_triton_kernels_in_the_interpreter():
+    pytest.importorskip('triton', reason='Triton comes with torch for CUDA')
+    environment = dict(os.environ, TRITON_INTERPRET='1')
+    done = subprocess.run([sys.executable, '-c', INTERPRETED], env=environment, capture_output=True, text=True)
+    assert done.stdout == 'equal\n', done.stderr
