@@ -6,13 +6,26 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1] / 'mmgdrq'
-STDLIB = {'collections', 'dataclasses', 'difflib', 'fnmatch', 'functools', 'itertools', 'math', 're', 'typing'}
+STDLIB = {
+    'collections',
+    'contextlib',
+    'dataclasses',
+    'difflib',
+    'fnmatch',
+    'functools',
+    'inspect',
+    'itertools',
+    'math',
+    're',
+    'typing',
+}
 
 ALLOWED = {
     'errors': set(),
     'quant': {'errors', 'quant'},
     'layers': {'errors', 'quant', 'layers'},
-    'policy': {'errors', 'quant', 'layers'},
+    'edges': set(),
+    'policy': {'edges', 'errors', 'quant', 'layers'},
     'stages': {'errors', 'layers'},
     'schedule': {'errors'},
     'scale_clip': {'quant', 'layers'},
@@ -22,7 +35,7 @@ ALLOWED = {
 }
 """Part -> the other parts it may import."""
 
-TORCH_ONLY = ('errors', 'quant', 'layers', 'policy', 'convert', 'stages', 'schedule', 'scale_clip')
+TORCH_ONLY = ('errors', 'quant', 'layers', 'edges', 'policy', 'convert', 'stages', 'schedule', 'scale_clip')
 
 
 def files_of(part: str) -> list[Path]:

@@ -2,10 +2,10 @@
 
 from torch import Tensor, nn
 
-from .base import ActivationConfig, WeightConfig, attach_quantizers
+from .base import ActivationConfig, QuantizedLayer, WeightConfig, attach_quantizers
 
 
-class Conv2d(nn.Conv2d):
+class Conv2d(QuantizedLayer, nn.Conv2d):
     """``nn.Conv2d`` whose weight and input are fake-quantized.
 
     Args:
@@ -16,6 +16,8 @@ class Conv2d(nn.Conv2d):
     Shape:
         input ``(N, C_in, H, W)``, output ``(N, C_out, H', W')``.
     """
+
+    folds_as = 'conv'
 
     def __init__(self, *args, weight: WeightConfig = None, activation: ActivationConfig = None, **kwargs) -> None:
         super().__init__(*args, **kwargs)

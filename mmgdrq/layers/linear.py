@@ -3,10 +3,10 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .base import ActivationConfig, WeightConfig, attach_quantizers
+from .base import ActivationConfig, QuantizedLayer, WeightConfig, attach_quantizers
 
 
-class Linear(nn.Linear):
+class Linear(QuantizedLayer, nn.Linear):
     """``nn.Linear`` whose weight and input are fake-quantized.
 
     Args:
@@ -17,6 +17,8 @@ class Linear(nn.Linear):
     Shape:
         input ``(..., in_features)``, output ``(..., out_features)``.
     """
+
+    folds_as = 'linear'
 
     def __init__(self, *args, weight: WeightConfig = None, activation: ActivationConfig = None, **kwargs) -> None:
         super().__init__(*args, **kwargs)
