@@ -115,7 +115,7 @@ def isolated(zoo: str, file: Path) -> dict:
 
 def _child(zoo: str, file: Path, sender) -> None:
     warnings.simplefilter('ignore')
-    sys.stdout = open(os.devnull, 'w')
+    sys.stdout = Path(os.devnull).open('w')
     MMLogger.get_instance('sweep', log_level='ERROR')
     row: dict = {'result': 'failed', 'reason': ''}
     try:
@@ -409,20 +409,20 @@ SAMPLES = dict(mmdet=detection, mmseg=segmentation, mmpretrain=classification)
 
 def table(results: dict) -> str:
     """The results as a markdown page."""
-    cpu = next((line.split(':')[1].strip() for line in open('/proc/cpuinfo') if 'model name' in line), '')
+    cpu = re.search(r'model name\s*: (.*)', Path('/proc/cpuinfo').read_text())
     lines = [
         '# Coverage of the zoos',
         '',
         f'Written by `python tools/zoo_sweep.py --table docs/coverage.md` on {date.today()}, '
-        f'{os.cpu_count()} CPU cores, no GPU ({cpu or platform.machine()}), torch {torch.__version__.split("+")[0]}.',
+        f'{os.cpu_count()} CPU cores, no GPU ({cpu[1] if cpu else platform.machine()}), torch {torch.__version__.split("+")[0]}.',
         '',
-        'One config of every architecture folder of the installed packages is built without pretrained weights, planned '
-        'and quantized to W2A4. "passed" means: the parameters are the same objects, a float checkpoint loads with only '
-        'ranges missing, the groups that `paramwise_cfg` makes are those of the float model, a forward and backward pass '
-        'works (step: `loss` on made-up samples, or `outputs`: the sum of the raw outputs, where the made-up data do '
-        'not suit the loss), no layer with a gradient is bypassed, and the state dict makes a round trip. "quantized" '
-        'counts weight layers: every module whose weight has two or more dimensions. "not built": the float model '
-        'cannot be built here.',
+        'One config of every architecture folder of the installed packages is built without pretrained weights, '
+        'planned and quantized to W2A4. "passed" means: the parameters are the same objects, a float checkpoint loads '
+        'with only ranges missing, the groups that `paramwise_cfg` makes are those of the float model, a forward and '
+        'backward pass works (step: `loss` on made-up samples, or `outputs`: the sum of the raw outputs, where the '
+        'made-up data do not suit the loss), no layer with a gradient is bypassed, and the state dict makes a round '
+        'trip. "quantized" counts weight layers: every module whose weight has two or more dimensions. "not built": '
+        'the float model cannot be built here. "converted": everything but the training step was tried.',
         '',
         *summary(results),
     ]

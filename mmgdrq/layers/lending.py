@@ -42,7 +42,6 @@ class Derived:
         return _blank, self.derived_from, self.__dict__
 
 
-@cache
 def derive(cls: type, behaviour: type, own: tuple[str, ...] = ()) -> type:
     """The class ``cls`` with the methods of ``behaviour`` before its own.
 
@@ -54,6 +53,11 @@ def derive(cls: type, behaviour: type, own: tuple[str, ...] = ()) -> type:
         behaviour: a quantized layer class, or a mixin of one.
         own: methods of ``cls`` that stay before those of ``behaviour``.
     """
+    return _derived(cls, behaviour, own)
+
+
+@cache
+def _derived(cls: type, behaviour: type, own: tuple[str, ...]) -> type:
     bases = [base for base in cls.__bases__ if base not in (object, nn.Module) and base not in behaviour.__mro__]
     namespace = {name: getattr(cls, name) for name in own}
     namespace.update(__doc__=cls.__doc__, derived_from=(cls, behaviour, own))
@@ -61,7 +65,7 @@ def derive(cls: type, behaviour: type, own: tuple[str, ...] = ()) -> type:
 
 
 def _blank(cls: type, behaviour: type, own: tuple[str, ...]) -> nn.Module:
-    made = derive(cls, behaviour, own)
+    made = _derived(cls, behaviour, own)
     return made.__new__(made)
 
 
