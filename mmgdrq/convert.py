@@ -46,6 +46,11 @@ def quantize(
     for name, module in model.named_modules():
         if hasattr(module, BUFFER):
             raise ConfigError(f'model: {name or "it"} is quantized already. Quantize the float model once, as a whole')
+        if getattr(module, 'efficient_conv_bn_eval_forward', None) is not None:
+            raise ConfigError(
+                f'model: {name} has efficient_conv_bn_eval turned on, which reads the float weight and would bypass '
+                'quantization. Build the model without it'
+            )
     plan = make_plan(model, weight, activation, rules)
     check_not_empty(plan)
     modules = dict(model.named_modules())

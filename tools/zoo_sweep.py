@@ -16,7 +16,6 @@ import multiprocessing
 import os
 import platform
 import re
-import sys
 import time
 import traceback
 import warnings
@@ -39,9 +38,9 @@ from mmgdrq.layers import ActivationQuantizer, is_quantized
 ZOOS = ('mmdet', 'mmseg', 'mmpretrain')
 NO_MODELS = ('_base_', 'common', 'scratch', 'misc', 'legacy_1.x', 'albu_example')
 SMALL = ('r18', 'tiny', 'atto', 'nano', '-t', '_t', '-s_', '-b0', 'b0', 'small', '-s', 'r50', 'base')
-SIZES = (64, 128, 224, 256, 384)
+SIZES = (64, 128, 224, 256, 384, 512, 640, 32)
 """Image sizes that are tried for the training step, in this order."""
-LIMIT = 75
+LIMIT = 90
 """Seconds for one architecture."""
 LARGEST = 350_000_000
 """Parameters above which a model is converted, but takes no step here."""
@@ -115,7 +114,6 @@ def isolated(zoo: str, file: Path) -> dict:
 
 def _child(zoo: str, file: Path, sender) -> None:
     warnings.simplefilter('ignore')
-    sys.stdout = Path(os.devnull).open('w')
     MMLogger.get_instance('sweep', log_level='ERROR')
     row: dict = {'result': 'failed', 'reason': ''}
     try:
@@ -147,7 +145,7 @@ def examine(zoo: str, file: Path, row: dict, sender) -> None:
         row.update(result='not built', reason=reason_not_built(error), trace=traceback.format_exc()[-1500:])
         return
     groups = parameter_groups(model, cfg)
-    state = {key: torch.empty_like(value) for key, value in model.state_dict().items()}
+    state = {key: value.clone() for key, value in model.state_dict().items()}
     names = {id(m): init_names(m) for m in model.modules()}
     numbers = [id(p) for p in model.parameters()]
     mmgdrq.quantize(model, **QUANT)
@@ -240,7 +238,7 @@ def describe_plan(model, row: dict) -> None:
 
 def float_checkpoint_problems(model, state: dict) -> list[str]:
     """Whether a float checkpoint loads with only quantization state missing."""
-    found = model.load_state_dict({k: v.zero_() if v.is_floating_point() else v for k, v in state.items()}, False)
+    found = model.load_state_dict(state, strict=False)
     ranges = {*quantization_keys(model.state_dict()), 'gdrq_stage'}
     missing = sorted(set(found.missing_keys) - ranges)
     problems = [f'a float checkpoint lacks {missing[0]}'] if missing else []
@@ -307,19 +305,27 @@ def check_step(model, row: dict) -> None:
 
 def attempts(zoo: str, model, size: int) -> list:
     """Ways to take a step, best first: (name, function that returns a scalar)."""
-    images = [torch.randint(0, 256, (3, size, size), dtype=torch.uint8) for _ in range(2)]
+    mean = getattr(model.data_preprocessor, 'mean', None)
+    channels = image_channels(model) if mean is None else len(mean)
+    images = [torch.randint(0, 256, (channels, size, size), dtype=torch.uint8) for _ in range(2)]
     views = dict(mmdet=[images], mmseg=[images], mmpretrain=[images, [images, images]])[zoo]
     ways = [('loss', lambda v=v: loss_of(zoo, model, v, size)) for v in views]
-    tensor = torch.randn(2, 3, size, size)
+    tensor = torch.randn(2, channels, size, size)
     return [*ways, ('outputs', lambda: outputs_of(zoo, model, tensor))]
+
+
+def image_channels(model) -> int:
+    """Input channels of the first convolution, if it can read an image."""
+    first = next((m.in_channels for m in model.modules() if isinstance(m, torch.nn.Conv2d)), 3)
+    return first if first <= 4 else 3
 
 
 def loss_of(zoo: str, model, images, size: int):
     """The sum of the losses, as mmengine computes it."""
     batch = dict(inputs=images, data_samples=[SAMPLES[zoo](size, model) for _ in range(2)])
     preprocessor = model.data_preprocessor
-    if zoo == 'mmseg' and getattr(preprocessor, 'size', None) is not None:
-        preprocessor.size = (size, size)
+    if zoo == 'mmseg':
+        preprocessor.size, preprocessor.size_divisor = (size, size), None
     if isinstance(images[0], list):
         batch['inputs'] = [torch.stack(view) for view in images]
     data = preprocessor(batch, training=True)
@@ -394,9 +400,9 @@ def segmentation(size: int, model):
 
 def classification(size: int, model):
     """A classification sample with a label and, for masked image modelling, a mask."""
-    from mmpretrain.structures import DataSample, MultiTaskDataSample  # noqa: F401
+    from mmpretrain.structures import DataSample
 
-    sample = DataSample().set_gt_label(1).set_gt_score(torch.eye(1000)[1])
+    sample = DataSample().set_gt_label(1)
     patch = 4 if 'SimMIM' in type(model).__name__ else 16
     mask = torch.zeros(size // patch, size // patch, dtype=torch.bool)
     mask[::2] = True
@@ -414,7 +420,8 @@ def table(results: dict) -> str:
         '# Coverage of the zoos',
         '',
         f'Written by `python tools/zoo_sweep.py --table docs/coverage.md` on {date.today()}, '
-        f'{os.cpu_count()} CPU cores, no GPU ({cpu[1] if cpu else platform.machine()}), torch {torch.__version__.split("+")[0]}.',
+        f'{os.cpu_count()} CPU cores, no GPU ({cpu[1] if cpu else platform.machine()}), '
+        f'torch {torch.__version__.split("+")[0]}.',
         '',
         'One config of every architecture folder of the installed packages is built without pretrained weights, '
         'planned and quantized to W2A4. "passed" means: the parameters are the same objects, a float checkpoint loads '

@@ -344,6 +344,12 @@ def test_merging_bn_into_a_quantized_layer_is_refused():
         fuse_conv_bn(net)
 
 
+def test_efficient_conv_bn_eval_is_refused():
+    net = nn.Sequential(ConvModule(3, 4, 3, norm_cfg=dict(type='BN'), efficient_conv_bn_eval=True), nn.Conv2d(4, 2, 1))
+    with pytest.raises(mmgdrq.errors.ConfigError, match=r'0 has efficient_conv_bn_eval turned on'):
+        mmgdrq.quantize(net)
+
+
 def test_rules_know_a_shared_layer_by_all_its_names():
     shared = nn.Conv2d(8, 8, 3)
     net = nn.ModuleDict(dict(a=nn.Conv2d(3, 8, 3), b=shared, c=shared, d=nn.Conv2d(8, 2, 1)))
