@@ -124,10 +124,46 @@ def test_edges_keep_what_is_above_eight_bits():
         ('bbox_head.multi_level_conv_cls.0', True),
         ('decode_head.conv_seg', True),
         ('decode_head.convs.0.conv', False),
+        ('bbox_head.bbox_pred', True),
+        ('bbox_head.cls_convs.0.conv.conv_offset', False),
+        ('decode_head.pixel_decoder.encoder.layers.0.self_attn.sampling_offsets', False),
+        ('head.conv_cls_head', True),
+        ('head.head_dist.linear', True),
+        ('head.fc', False),
     ],
 )
 def test_names_of_predictions(name, prediction):
     assert is_prediction(name) is prediction
+
+
+def test_prediction_layers_of_branches():
+    """DETR has one a decoder layer, CenterNet and mask transformers the last of a short sequence, SSD one a level."""
+
+    def mlp():
+        return nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 4))
+
+    detr = tree(
+        backbone=tree(conv1=conv(3, 8), layer1=conv(8, 8)),
+        bbox_head=tree(
+            cls_branches=nn.ModuleList([nn.Linear(8, 9), nn.Linear(8, 9)]), reg_branches=nn.ModuleList([mlp(), mlp()])
+        ),
+    )
+    assert at_eight(detr) == {
+        'backbone.conv1',
+        'bbox_head.cls_branches.0',
+        'bbox_head.cls_branches.1',
+        'bbox_head.reg_branches.0.2',
+        'bbox_head.reg_branches.1.2',
+    }
+    former = tree(backbone=tree(conv1=conv(3, 8)), decode_head=tree(cls_embed=nn.Linear(8, 9), mask_embed=mlp()))
+    assert at_eight(former) == {'backbone.conv1', 'decode_head.cls_embed', 'decode_head.mask_embed.2'}
+    levels = [nn.Sequential(conv(8, 8), conv(8, 9)) for _ in range(2)]
+    ssd = tree(
+        backbone=tree(conv1=conv(3, 8)),
+        bbox_head=tree(cls_convs=nn.ModuleList(levels), reg_convs=nn.ModuleList([nn.Sequential(conv(8, 4))])),
+    )
+    expected = {'bbox_head.cls_convs.0.1', 'bbox_head.cls_convs.1.1', 'bbox_head.reg_convs.0.0'}
+    assert at_eight(ssd) == {'backbone.conv1', *expected}
 
 
 def test_later_rules_win():
