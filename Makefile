@@ -5,7 +5,7 @@ PYTHON ?= $(shell $(VENV)/bin/python -c '' 2>/dev/null && echo $(VENV)/bin/pytho
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format clean
+.PHONY: help setup demo test test-zoo lint format clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s%s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -21,6 +21,9 @@ demo: setup ## train a small 2-bit model and deploy it
 
 test: lint ## check the style, then run all tests; ARGS= goes to pytest
 	$(BIN)/python -m pytest $(ARGS)
+
+test-zoo: setup ## take a training step with every shipped config
+	$(BIN)/python -m pytest -m zoo tests/test_configs.py $(ARGS)
 
 lint: setup ## check the style
 	$(BIN)/ruff check

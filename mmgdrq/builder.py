@@ -8,14 +8,23 @@ from torch import nn
 
 from .convert import quantize
 from .errors import ConfigError, unknown_key
-from .layers import Conv2d, Linear, set_execution
+from .layers import (
+    Conv1d,
+    Conv2d,
+    Conv3d,
+    ConvTranspose1d,
+    ConvTranspose2d,
+    ConvTranspose3d,
+    Linear,
+    set_execution,
+)
 from .registry import MODELS
 from .schedule import Schedule
 
 QUANT_KEYS = ('weight', 'activation', 'rules', 'stages', 'execution')
 
-MODELS.register_module(name='Conv2d', module=Conv2d)
-MODELS.register_module(name='Linear', module=Linear)
+for layer in (Conv1d, Conv2d, Conv3d, ConvTranspose1d, ConvTranspose2d, ConvTranspose3d, Linear):
+    MODELS.register_module(module=layer)
 
 
 @MODELS.register_module(name='Quantized')

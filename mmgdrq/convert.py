@@ -6,8 +6,8 @@ from typing import Any, Optional
 from torch import nn
 
 from .errors import CheckpointError, ConfigError
-from .layers import is_quantized, manage, quantize_layer
-from .policy import Plan, make_plan, replacement
+from .layers import call_projections, is_quantized, let_parents_read, manage, quantize_layer, replacements
+from .policy import Plan, make_plan
 from .stages import BUFFER, init_stage
 
 _QUANTIZER_KEYS = ('.weight_quantizer.', '.activation_quantizer.')
@@ -46,13 +46,19 @@ def quantize(
     for name, module in model.named_modules():
         if hasattr(module, BUFFER):
             raise ConfigError(f'model: {name or "it"} is quantized already. Quantize the float model once, as a whole')
+        if getattr(module, 'efficient_conv_bn_eval_forward', None) is not None:
+            raise ConfigError(
+                f'model: {name} has efficient_conv_bn_eval turned on, which reads the float weight and would bypass '
+                'quantization. Build the model without it'
+            )
     plan = make_plan(model, weight, activation, rules)
     check_not_empty(plan)
     modules = dict(model.named_modules())
+    found = replacements(model)
     for row in plan.quantized:
-        layer = modules[row.name]
-        _, cls = replacement(layer)
-        quantize_layer(layer, cls, row.weight, row.activation, row.name)
+        quantize_layer(modules[row.name], found[row.name].cls, row.weight, row.activation, row.name)
+    call_projections(model)
+    let_parents_read(model)
     prepare(model, plan, stage, follow_checkpoint)
     return model
 

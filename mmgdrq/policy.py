@@ -1,42 +1,45 @@
 """Which layer is quantized to what, and why the rest is not. Reads a model and never changes it."""
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any, Optional
 
-from torch import nn
+from torch import Tensor, nn
 
+from .edges import frozen_layers, image_layers, prediction_layers
 from .errors import ConfigError, nearest, unknown_key
-from .layers import Conv2d, Linear, is_quantized
+from .layers import Projection, float_reason, read_reasons, replacements
 from .quant import ActivationSpec, WeightSpec, make_spec, override_spec
+from .quant.spec import FLOAT_BITS
 
 EDGE_BITS = 8
-"""Bits of the first convolution and of the last prediction layers, unless a rule says otherwise."""
+"""Bits of the layers that read the image, predict, or are frozen, unless a rule says otherwise."""
+
+Decision = tuple[Optional[WeightSpec], Optional[ActivationSpec], str]
+"""Weight, input, and why; None where a layer stays as it is."""
 
 RULE_KEYS = ('pattern', 'kind', 'weight', 'activation', 'skip')
 KINDS = ('conv', 'linear')
 
-REPLACEMENTS: dict[str, tuple[str, type]] = {
-    'torch.nn.modules.conv.Conv2d': ('conv', Conv2d),
-    'torch.nn.modules.linear.Linear': ('linear', Linear),
-    'mmcv.cnn.bricks.wrappers.Conv2d': ('conv', Conv2d),
-    'mmcv.cnn.bricks.wrappers.Linear': ('linear', Linear),
-}
-"""Exact class of a float layer -> its kind and its quantized class."""
 
-SELF_READERS: dict[type, tuple[str, ...]] = {
-    nn.MultiheadAttention: ('out_proj',),
-    nn.TransformerEncoderLayer: ('linear1', 'linear2'),
-}
-"""Modules that read the weight of a child themselves (the second in torch's fast path), so that a quantized child
-would be bypassed."""
+@dataclass(frozen=True)
+class Layer:
+    """A weight layer that a plan decides about.
 
-_PREDICTION = re.compile(
-    r'(^|_)(cls|reg|obj|seg|logits|logit|centerness|iou|kernel|offset|wh|heatmap|coord)(_preds?|_convs?|s)?$'
-)
-_TOWER = re.compile(r'(^|\.)(cls|reg|stacked|shared|mask|kernel)_(convs|fcs)$')
+    Attributes:
+        names: all its qualified names; a layer that is shared has several.
+        module: the layer.
+        kind: ``'conv'``, ``'linear'`` or ``'other'``.
+        float_input: why its input cannot be quantized; empty where it can.
+        reason: why it cannot be quantized at all; empty where it can.
+    """
+
+    names: tuple[str, ...]
+    module: nn.Module
+    kind: str
+    float_input: str
+    reason: str
 
 
 @dataclass(frozen=True)
@@ -104,8 +107,8 @@ def make_plan(
 ) -> Plan:
     """Decide for every weight layer of ``model``.
 
-    Default policy: convolutions that read the image and each task's last prediction layers at 8 bits, all
-    other layers at the asked bits. Then the rules, in order; later rules win.
+    Default policy: convolutions that read the image, each task's last prediction layers and frozen layers at
+    8 bits, all other layers at the asked bits. Then the rules, in order; later rules win.
 
     Args:
         model: any module.
@@ -120,12 +123,11 @@ def make_plan(
     """
     weight_spec = make_spec(WeightSpec, weight, 'weight')
     activation_spec = make_spec(ActivationSpec, activation, 'activation')
-    layers = weight_layers(model)
-    reasons = float_reasons(model, layers)
-    decisions = _default_decisions(model, layers, reasons, weight_spec, activation_spec)
+    layers = survey(model)
+    decisions = _default_decisions(layers, weight_spec, activation_spec)
     for number, rule in enumerate(_check_rules(rules)):
-        _apply_rule(rule, f'rules[{number}]', layers, reasons, decisions)
-    return Plan(_row(name, layer, *decisions[name]) for name, layer in layers.items())
+        _apply_rule(rule, f'rules[{number}]', layers, decisions)
+    return Plan(_row(layer, *decisions[layer.names[0]]) for layer in layers)
 
 
 def weight_layers(model: nn.Module) -> dict[str, nn.Module]:
@@ -133,95 +135,46 @@ def weight_layers(model: nn.Module) -> dict[str, nn.Module]:
 
     Normalisation layers, whose weight is a vector, and pure embeddings are not weight layers.
     """
-    layers = {}
-    for name, module in model.named_modules():
-        weight = getattr(module, 'weight', None)
-        if weight is None:
-            weight = getattr(module, 'in_proj_weight', None)
-        if getattr(weight, 'dim', lambda: 0)() >= 2 and not isinstance(module, nn.Embedding):
-            layers[name] = module
-    return layers
+    return {name: module for name, module in model.named_modules() if _own_weights(module)}
 
 
-def replacement(layer: nn.Module) -> Optional[tuple[str, type]]:
-    """Kind and quantized class for a float layer, or None where there is none."""
-    return REPLACEMENTS.get(f'{type(layer).__module__}.{type(layer).__qualname__}')
+def survey(model: nn.Module) -> list[Layer]:
+    """All weight layers of ``model``, in module order, each once."""
+    names: dict[int, list[str]] = {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        names.setdefault(id(module), []).append(name)
+    found, read = replacements(model), read_reasons(model)
+    return [
+        Layer(
+            names=tuple(names[id(module)]),
+            module=module,
+            kind=found[name].kind if name in found else _kind(module),
+            float_input=found[name].float_input if name in found else '',
+            reason=float_reason(module) or read.get(name, ''),
+        )
+        for name, module in weight_layers(model).items()
+    ]
 
 
-def is_prediction(name: str) -> bool:
-    """Whether a layer of an OpenMMLab head makes predictions, judged by its qualified name.
-
-    >>> is_prediction('roi_head.bbox_head.fc_cls'), is_prediction('bbox_head.cls_convs.0.conv')
-    (True, False)
-    >>> is_prediction('rpn_head.rpn_reg'), is_prediction('bbox_head.multi_level_conv_obj.2')
-    (True, True)
-    """
-    parts = [part for part in name.split('.') if not part.isdigit()]
-    if not any('head' in part for part in parts[:-1]):
-        return False
-    if parts[-1] == 'conv' or _TOWER.search('.'.join(parts)):
-        return False
-    return bool(_PREDICTION.search(parts[-1]))
-
-
-def float_reasons(model: nn.Module, layers: dict[str, nn.Module]) -> dict[str, str]:
-    """Layer name -> why it cannot be quantized, for those of ``layers`` that cannot."""
-    reasons = {name: _reason_of(layer) for name, layer in layers.items()}
-    for prefix, parent in model.named_modules():
-        for kind, children in SELF_READERS.items():
-            if isinstance(parent, kind):
-                for child in children:
-                    name = f'{prefix}.{child}' if prefix else child
-                    reasons[name] = f'nn.{kind.__name__} reads this weight without calling the layer'
-    return {name: reason for name, reason in reasons.items() if reason and name in layers}
-
-
-def _reason_of(layer: nn.Module) -> str:
-    if is_quantized(layer):
-        own = [getattr(q, 'spec', None) for q in (layer.weight_quantizer, layer.activation_quantizer)]
-        return f'is a quantized layer already ({_bits(own[0])}/{_bits(own[1])} bits)'
-    if replacement(layer) is None:
-        return f'{type(layer).__name__} has no quantized counterpart'
-    if layer._parameters.get('weight') is None:
-        return 'its weight is computed from other parameters (weight or spectral norm)'
-    return ''
-
-
-def _default_decisions(model, layers, reasons, weight, activation):
-    candidates = [name for name in layers if name not in reasons]
-    decisions = {name: (None, None, reasons[name]) for name in reasons}
-    decisions.update(dict.fromkeys(candidates, (weight, activation, '')))
-    for name in _image_layers(layers, candidates):
-        decisions[name] = _at_edge(decisions[name], 'reads the image')
-    for name in _prediction_layers(model, candidates):
-        decisions[name] = _at_edge(decisions[name], 'prediction layer')
+def _default_decisions(layers: list[Layer], weight: WeightSpec, activation: ActivationSpec) -> dict[str, Decision]:
+    usable = [layer for layer in layers if not layer.reason]
+    modules = {layer.names[0]: layer.module for layer in usable}
+    edges = dict.fromkeys(frozen_layers(modules), 'frozen: rounded, but not trained')
+    edges.update(dict.fromkeys(prediction_layers(modules), 'prediction layer'))
+    edges.update(dict.fromkeys(image_layers(modules), 'reads the image'))
+    decisions: dict[str, Decision] = {layer.names[0]: (None, None, layer.reason) for layer in layers}
+    for layer in usable:
+        name = layer.names[0]
+        decision = weight, activation, ''
+        if name in edges:
+            decision = _at_edge(weight, activation, edges[name])
+        if layer.float_input:
+            decision = decision[0], override_spec(activation, {'bits': FLOAT_BITS}, 'activation'), layer.float_input
+        decisions[name] = decision
     return decisions
 
 
-def _image_layers(layers, candidates) -> list[str]:
-    if not candidates:
-        return []
-    first = layers[candidates[0]]
-    if not isinstance(first, nn.Conv2d) or first.in_channels > 4:
-        return candidates[:1]
-    channels = first.in_channels
-    return [n for n in candidates if getattr(layers[n], 'in_channels', None) == channels]
-
-
-def _prediction_layers(model, candidates) -> list[str]:
-    found = [name for name in candidates if is_prediction(name)]
-    heads = {name.split('.')[0] for name in candidates if 'head' in name.split('.')[0]}
-    if not heads:
-        return found or candidates[-1:]
-    for head in heads:
-        own = [name for name in candidates if name.split('.')[0] == head]
-        if not any(name in found for name in own):
-            found.append(own[-1])
-    return found
-
-
-def _at_edge(decision, reason):
-    weight, activation, _ = decision
+def _at_edge(weight: WeightSpec, activation: ActivationSpec, reason: str) -> Decision:
     if weight.enabled and weight.bits < EDGE_BITS:
         weight = override_spec(weight, {'bits': EDGE_BITS}, 'weight')
     if activation.enabled and activation.bits < EDGE_BITS:
@@ -252,56 +205,75 @@ def _check_rules(rules: Any) -> list[Mapping[str, Any]]:
     return list(rules)
 
 
-def _apply_rule(rule, where, layers, reasons, decisions) -> None:
-    matched = [name for name, layer in layers.items() if _matches(rule, name, layer)]
+def _apply_rule(rule, where: str, layers: list[Layer], decisions: dict[str, Decision]) -> None:
+    matched = [layer for layer in layers if _matches(rule, layer)]
     if not matched:
-        guess = nearest(rule.get('pattern', ''), layers)
+        guess = nearest(rule.get('pattern', ''), [name for layer in layers for name in layer.names])
         hint = f" The nearest layer name is '{guess}'." if guess else ''
         asked = {key: rule[key] for key in ('pattern', 'kind') if key in rule}
         raise ConfigError(f'{where}: {asked} matches no layer.{hint} print(mmgdrq.plan(model)) lists all names')
-    usable = [name for name in matched if name not in reasons]
+    usable = [layer for layer in matched if not layer.reason]
     if not usable and not rule.get('skip'):
         raise ConfigError(
-            f"{where}: matches only layers that cannot be quantized, such as '{matched[0]}' ({reasons[matched[0]]})"
+            f"{where}: matches only layers that cannot be quantized, such as '{matched[0].names[0]}' "
+            f'({matched[0].reason})'
         )
-    for name in usable:
-        weight, activation, _ = decisions[name]
-        if rule.get('skip'):
-            decisions[name] = (None, None, f'skipped by {where}')
-            continue
-        if weight is None:
-            raise ConfigError(f"{where}: '{name}' was skipped by an earlier rule; override or skip it, not both")
-        decisions[name] = (
-            override_spec(weight, rule.get('weight'), f'{where}.weight'),
-            override_spec(activation, rule.get('activation'), f'{where}.activation'),
-            f'by {where}',
-        )
+    for layer in usable:
+        name = layer.names[0]
+        decisions[name] = _overridden(decisions[name], rule, where, layer)
 
 
-def _matches(rule, name, layer) -> bool:
+def _overridden(decision: Decision, rule, where: str, layer: Layer) -> Decision:
+    weight, activation, _ = decision
+    if rule.get('skip'):
+        return None, None, f'skipped by {where}'
+    if weight is None:
+        raise ConfigError(f"{where}: '{layer.names[0]}' was skipped by an earlier rule; override or skip it, not both")
+    reason = f'by {where}'
+    if layer.float_input:
+        reason = f'{reason}; {layer.float_input}'
+    else:
+        activation = override_spec(activation, rule.get('activation'), f'{where}.activation')
+    return override_spec(weight, rule.get('weight'), f'{where}.weight'), activation, reason
+
+
+def _matches(rule, layer: Layer) -> bool:
     pattern = rule.get('pattern')
-    if pattern is not None and not (fnmatchcase(name, pattern) or fnmatchcase(name, pattern.rstrip('.') + '.*')):
-        return False
-    return 'kind' not in rule or _kind(layer) == rule['kind']
+    if pattern is not None:
+        below = pattern.rstrip('.') + '.*'
+        if not any(fnmatchcase(name, pattern) or fnmatchcase(name, below) for name in layer.names):
+            return False
+    return 'kind' not in rule or layer.kind == rule['kind']
 
 
-def _kind(layer) -> str:
-    if isinstance(layer, nn.Linear):
+def _kind(module: nn.Module) -> str:
+    if isinstance(module, (nn.Linear, nn.MultiheadAttention)):
         return 'linear'
-    return 'conv' if isinstance(layer, nn.modules.conv._ConvNd) else 'other'
+    return 'conv' if isinstance(module, nn.modules.conv._ConvNd) else 'other'
 
 
-def _row(name, layer, weight, activation, reason) -> PlanRow:
+def _own_weights(module: nn.Module) -> list[Tensor]:
+    if isinstance(module, (nn.Embedding, Projection)):
+        return []
+    if isinstance(module, nn.MultiheadAttention):
+        names = ('in_proj_weight', 'q_proj_weight', 'k_proj_weight', 'v_proj_weight')
+    else:
+        names = ('weight',)
+    weights = [getattr(module, name, None) for name in names]
+    return [weight for weight in weights if isinstance(weight, Tensor) and weight.dim() >= 2]
+
+
+def _row(layer: Layer, weight, activation, reason: str) -> PlanRow:
     if weight is not None and not weight.enabled and not activation.enabled:
         weight, activation, reason = None, None, f'32 bits asked {reason}'.strip()
-    tensor = getattr(layer, 'weight', None)
-    tensor = layer.in_proj_weight if tensor is None else tensor
+    weights = _own_weights(layer.module)
+    transposed = isinstance(layer.module, nn.modules.conv._ConvTransposeNd)
     return PlanRow(
-        name=name,
-        kind=_kind(layer),
-        module=type(layer).__name__,
-        filters=tensor.shape[0],
-        parameters=tensor.numel(),
+        name=layer.names[0],
+        kind=layer.kind,
+        module=type(layer.module).__name__,
+        filters=layer.module.out_channels if transposed else sum(w.shape[0] for w in weights),
+        parameters=sum(w.numel() for w in weights),
         weight=weight,
         activation=activation,
         reason=reason,

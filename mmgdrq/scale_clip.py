@@ -4,7 +4,6 @@ from torch import nn
 from torch.optim import Optimizer
 
 from .layers import WeightQuantizer, quantized_layers
-from .quant import scale_clip_
 
 
 class ScaleClip:
@@ -35,5 +34,5 @@ class ScaleClip:
         if not self.enabled:
             return
         for layer in quantized_layers(self.model):
-            if isinstance(layer.weight_quantizer, WeightQuantizer) and layer.weight.requires_grad:
-                scale_clip_(layer.weight.data, layer.weight_quantizer.spec)
+            if isinstance(layer.weight_quantizer, WeightQuantizer) and layer.stored_weight().requires_grad:
+                layer.scale_clip_()

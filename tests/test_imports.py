@@ -8,11 +8,13 @@ import pytest
 ROOT = Path(__file__).parents[1] / 'mmgdrq'
 STDLIB = {
     'collections',
+    'contextlib',
     'ctypes',
     'dataclasses',
     'difflib',
     'fnmatch',
     'functools',
+    'inspect',
     'itertools',
     'math',
     'pathlib',
@@ -26,7 +28,8 @@ ALLOWED = {
     'errors': set(),
     'quant': {'errors', 'quant'},
     'layers': {'errors', 'quant', 'layers'},
-    'policy': {'errors', 'quant', 'layers'},
+    'edges': set(),
+    'policy': {'edges', 'errors', 'quant', 'layers'},
     'stages': {'errors', 'layers'},
     'schedule': {'errors'},
     'scale_clip': {'quant', 'layers'},
@@ -36,7 +39,7 @@ ALLOWED = {
 }
 """Part -> the other parts it may import."""
 
-TORCH_ONLY = ('errors', 'quant', 'layers', 'policy', 'convert', 'stages', 'schedule', 'scale_clip')
+TORCH_ONLY = ('errors', 'quant', 'layers', 'edges', 'policy', 'convert', 'stages', 'schedule', 'scale_clip')
 
 
 def files_of(part: str) -> list[Path]:

@@ -5,8 +5,8 @@ from torch import nn
 from torch.nn.utils import parametrizations
 
 import mmgdrq
+from mmgdrq.edges import is_prediction
 from mmgdrq.errors import ConfigError
-from mmgdrq.policy import is_prediction
 
 
 def conv(inputs, outputs, size=3):
@@ -124,10 +124,46 @@ def test_edges_keep_what_is_above_eight_bits():
         ('bbox_head.multi_level_conv_cls.0', True),
         ('decode_head.conv_seg', True),
         ('decode_head.convs.0.conv', False),
+        ('bbox_head.bbox_pred', True),
+        ('bbox_head.cls_convs.0.conv.conv_offset', False),
+        ('decode_head.pixel_decoder.encoder.layers.0.self_attn.sampling_offsets', False),
+        ('head.conv_cls_head', True),
+        ('head.head_dist.linear', True),
+        ('head.fc', False),
     ],
 )
 def test_names_of_predictions(name, prediction):
     assert is_prediction(name) is prediction
+
+
+def test_prediction_layers_of_branches():
+    """DETR has one a decoder layer, CenterNet and mask transformers the last of a short sequence, SSD one a level."""
+
+    def mlp():
+        return nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 4))
+
+    detr = tree(
+        backbone=tree(conv1=conv(3, 8), layer1=conv(8, 8)),
+        bbox_head=tree(
+            cls_branches=nn.ModuleList([nn.Linear(8, 9), nn.Linear(8, 9)]), reg_branches=nn.ModuleList([mlp(), mlp()])
+        ),
+    )
+    assert at_eight(detr) == {
+        'backbone.conv1',
+        'bbox_head.cls_branches.0',
+        'bbox_head.cls_branches.1',
+        'bbox_head.reg_branches.0.2',
+        'bbox_head.reg_branches.1.2',
+    }
+    former = tree(backbone=tree(conv1=conv(3, 8)), decode_head=tree(cls_embed=nn.Linear(8, 9), mask_embed=mlp()))
+    assert at_eight(former) == {'backbone.conv1', 'decode_head.cls_embed', 'decode_head.mask_embed.2'}
+    levels = [nn.Sequential(conv(8, 8), conv(8, 9)) for _ in range(2)]
+    ssd = tree(
+        backbone=tree(conv1=conv(3, 8)),
+        bbox_head=tree(cls_convs=nn.ModuleList(levels), reg_convs=nn.ModuleList([nn.Sequential(conv(8, 4))])),
+    )
+    expected = {'bbox_head.cls_convs.0.1', 'bbox_head.cls_convs.1.1', 'bbox_head.reg_convs.0.0'}
+    assert at_eight(ssd) == {'backbone.conv1', *expected}
 
 
 def test_later_rules_win():
@@ -214,13 +250,20 @@ def test_32_bits_is_float():
 class Unusual(nn.Conv2d):
     """A convolution with a forward pass of its own."""
 
+    def forward(self, input):
+        return super().forward(input.abs())
+
+
+class Renamed(nn.Conv2d):
+    """A convolution with another name and the forward pass of torch."""
+
 
 def odd_model():
     return tree(
-        backbone=tree(conv1=conv(3, 8), odd=Unusual(8, 8, 3), deconv=nn.ConvTranspose2d(8, 8, 2)),
+        backbone=tree(conv1=conv(3, 8), odd=Unusual(8, 8, 3), renamed=Renamed(8, 8, 3), pair=nn.Bilinear(8, 8, 2)),
         encoder=tree(
-            attention=nn.MultiheadAttention(8, 2),
-            spectral=parametrizations.spectral_norm(nn.Linear(8, 8)),
+            attention=nn.MultiheadAttention(8, 2, add_bias_kv=True),
+            orthogonal=parametrizations.orthogonal(nn.Linear(8, 8)),
             embed=nn.Embedding(9, 8),
             norm=nn.LayerNorm(8),
             middle=nn.Linear(8, 8),
@@ -233,26 +276,28 @@ def test_unsupported_layers_get_a_reason():
     found = rows(odd_model())
     reasons = {name: row.reason for name, row in found.items() if not row.quantized}
     assert reasons.pop('backbone.odd') == 'Unusual has no quantized counterpart'
-    assert reasons.pop('backbone.deconv') == 'ConvTranspose2d has no quantized counterpart'
-    assert reasons.pop('encoder.attention') == 'MultiheadAttention has no quantized counterpart'
+    assert reasons.pop('backbone.pair') == 'Bilinear has no quantized counterpart'
+    assert 'add_bias_kv' in reasons.pop('encoder.attention')
     assert 'without calling the layer' in reasons.pop('encoder.attention.out_proj')
-    assert 'has no quantized counterpart' in reasons['encoder.spectral'] or 'norm' in reasons['encoder.spectral']
-    assert {name for name, row in found.items() if row.quantized} == {'backbone.conv1', 'encoder.middle', 'head.fc'}
+    assert 'computed from other parameters' in reasons.pop('encoder.orthogonal')
+    assert not reasons
+    quantized = {'backbone.conv1', 'backbone.renamed', 'encoder.middle', 'head.fc'}
+    assert {name for name, row in found.items() if row.quantized} == quantized
     assert 'encoder.embed' not in found
     assert 'encoder.norm' not in found
 
 
 def test_a_rule_for_unsupported_layers_only():
-    with pytest.raises(ConfigError, match=r"matches only layers that cannot be quantized, such as 'backbone.deconv'"):
-        mmgdrq.plan(odd_model(), rules=[dict(pattern='backbone.deconv', weight=dict(bits=4))])
-    mmgdrq.plan(odd_model(), rules=[dict(pattern='backbone.deconv', skip=True)])
+    with pytest.raises(ConfigError, match=r"matches only layers that cannot be quantized, such as 'backbone.pair'"):
+        mmgdrq.plan(odd_model(), rules=[dict(pattern='backbone.pair', weight=dict(bits=4))])
+    mmgdrq.plan(odd_model(), rules=[dict(pattern='backbone.pair', skip=True)])
 
 
 @pytest.mark.parametrize(
     ('model', 'quant'),
     [
         (nn.Sequential(nn.ReLU()), {}),
-        (nn.Sequential(nn.ConvTranspose2d(3, 4, 2)), {}),
+        (nn.Sequential(nn.Bilinear(3, 4, 2)), {}),
         (nn.Sequential(nn.Linear(3, 4)), dict(rules=[dict(pattern='*', skip=True)])),
         (nn.Sequential(nn.Linear(3, 4)), dict(weight=dict(bits=32), activation=dict(bits=32))),
     ],
@@ -307,9 +352,9 @@ def test_every_convolution_that_reads_the_image_is_an_edge():
 def test_layers_that_a_fast_path_bypasses_stay_in_float():
     net = nn.Sequential(nn.Linear(8, 8), nn.TransformerEncoderLayer(8, 2, 16), nn.Linear(8, 8))
     plan = {row.name: row for row in mmgdrq.plan(net)}
-    for name in ('1.linear1', '1.linear2'):
+    for name in ('1.self_attn', '1.self_attn.out_proj', '1.linear1', '1.linear2'):
         assert not plan[name].quantized
-        assert 'nn.TransformerEncoderLayer reads this weight without calling the layer' in plan[name].reason
+        assert 'TransformerEncoderLayer reads this weight without calling the layer' in plan[name].reason
     assert plan['0'].quantized
     assert plan['2'].quantized
     with pytest.raises(ConfigError, match='cannot be quantized'):

@@ -2,9 +2,11 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from mmdet.structures import DetDataSample
+from mmdet.structures.mask import BitmapMasks
 from mmengine.config import Config
 from mmengine.registry import DATASETS
 from mmengine.runner import Runner
@@ -19,21 +21,25 @@ from tests.toy import log_of
 SIZE = 64
 
 
-def detection() -> DetDataSample:
-    meta = dict.fromkeys(('img_shape', 'ori_shape', 'pad_shape', 'batch_input_shape'), (SIZE, SIZE))
+def detection(size: int = SIZE) -> DetDataSample:
+    meta = dict.fromkeys(('img_shape', 'ori_shape', 'pad_shape', 'batch_input_shape'), (size, size))
     sample = DetDataSample(metainfo=dict(meta, scale_factor=(1.0, 1.0)))
     boxes = torch.tensor([[8.0, 8.0, 40.0, 40.0]])
-    sample.gt_instances = InstanceData(bboxes=boxes, labels=torch.tensor([1]))
+    mask = np.zeros((1, size, size), dtype=np.uint8)
+    mask[:, 8:40, 8:40] = 1
+    sample.gt_instances = InstanceData(
+        bboxes=boxes, labels=torch.tensor([1]), masks=BitmapMasks(mask, height=size, width=size)
+    )
     return sample
 
 
-def segmentation() -> SegDataSample:
-    sample = SegDataSample(metainfo=dict(img_shape=(SIZE, SIZE), ori_shape=(SIZE, SIZE)))
-    sample.gt_sem_seg = PixelData(data=torch.ones(1, SIZE, SIZE, dtype=torch.long))
+def segmentation(size: int = SIZE) -> SegDataSample:
+    sample = SegDataSample(metainfo=dict(img_shape=(size, size), ori_shape=(size, size)))
+    sample.gt_sem_seg = PixelData(data=torch.ones(1, size, size, dtype=torch.long))
     return sample
 
 
-def classification() -> DataSample:
+def classification(size: int = SIZE) -> DataSample:
     return DataSample().set_gt_label(1)
 
 

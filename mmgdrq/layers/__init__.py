@@ -1,29 +1,48 @@
 """Quantized layers: thin modules that hold state around the functions of ``mmgdrq.quant``."""
 
-from .base import attach_quantizers, is_quantized, quantize_layer
+from .attention import MultiheadAttention, Projection, call_projections
+from .base import QuantizedLayer, attach_quantizers, is_quantized, quantize_layer
+from .catalog import Replacement, float_reason, let_parents_read, read_reasons, replacement, replacements
 from .conv import Conv2d
+from .conv_nd import Conv1d, Conv3d
 from .execution import Execution, set_execution
 from .iteration import activation_quantizers, manage, quantized_layers
 from .linear import Linear
 from .quantizer import CLIP, FLOAT, QUANTIZE, ActivationQuantizer, WeightQuantizer
 from .relu import LeanReLU, set_lean_relu
+from .transposed import ConvTranspose1d, ConvTranspose2d, ConvTranspose3d
 
 __all__ = [
     'CLIP',
     'FLOAT',
     'QUANTIZE',
     'ActivationQuantizer',
+    'Conv1d',
     'Conv2d',
+    'Conv3d',
+    'ConvTranspose1d',
+    'ConvTranspose2d',
+    'ConvTranspose3d',
     'Execution',
     'LeanReLU',
     'Linear',
+    'MultiheadAttention',
+    'Projection',
+    'QuantizedLayer',
+    'Replacement',
     'WeightQuantizer',
     'activation_quantizers',
     'attach_quantizers',
+    'call_projections',
+    'float_reason',
     'is_quantized',
+    'let_parents_read',
     'manage',
     'quantize_layer',
     'quantized_layers',
+    'read_reasons',
+    'replacement',
+    'replacements',
     'set_execution',
     'set_lean_relu',
 ]

@@ -6,11 +6,52 @@ from typing import Any, Optional, Union
 import torch
 from torch import Tensor, nn
 
-from ..quant import ActivationSpec, Operand, WeightSpec, make_spec
+from ..errors import QuantizationError
+from ..quant import ActivationSpec, Operand, WeightSpec, make_spec, scale_clip_
 from .quantizer import ActivationQuantizer, WeightQuantizer
 
 WeightConfig = Union[None, Mapping[str, Any], WeightSpec]
 ActivationConfig = Union[None, Mapping[str, Any], ActivationSpec]
+
+
+class QuantizedLayer:
+    """First base of every quantized layer: what the parts that work on the weights of a model may ask of it.
+
+    Attributes:
+        folds_as: the kind of folded layer (``'conv'``, ``'linear'``) that computes the same from integer codes;
+            None where there is none.
+    """
+
+    folds_as: Optional[str] = None
+
+    def attach(self, weight: WeightConfig, activation: ActivationConfig, name: str) -> None:
+        """Add the quantizers; called once, when a float layer becomes a quantized one."""
+        attach_quantizers(self, weight, activation, name)
+
+    def filters(self) -> Tensor:
+        """What ``weight_quantizer`` quantizes: the weight with its output filters first, shape ``(O, ...)``."""
+        return self.weight
+
+    def stored_weight(self) -> nn.Parameter:
+        """The parameter behind the weight."""
+        if 'parametrizations' in self._modules:  # torch.nn.utils.parametrizations.spectral_norm
+            return self.parametrizations.weight.original
+        # torch.nn.utils.spectral_norm computes `weight` from `weight_orig`
+        return self._parameters.get('weight', self._parameters.get('weight_orig'))
+
+    @torch.no_grad()
+    def scale_clip_(self) -> None:
+        """Scale-Clip of the stored weight, in place."""
+        scale_clip_(self.stored_weight().data, self.weight_quantizer.spec)
+
+    def register_parameter(self, name: str, param: Optional[nn.Parameter]) -> None:
+        if name == 'weight' and 'weight_quantizer' in self._modules and 'weight' in self._parameters:
+            raise QuantizationError(
+                f'{self.weight_quantizer.layer_name or "a quantized layer"}: its weight would be replaced by another '
+                "Parameter, and its ranges would no longer fit (mmcv's fuse_conv_bn does so). Copy into it with "
+                'weight.data.copy_(...) instead; to merge BN into a quantized model use mmgdrq.fold(model)'
+            )
+        super().register_parameter(name, param)
 
 
 def attach_quantizers(
@@ -25,12 +66,14 @@ def attach_quantizers(
     """
     weight = make_spec(WeightSpec, weight, 'weight')
     activation = make_spec(ActivationSpec, activation, 'activation')
-    device = layer.weight.device
-    layer.weight_quantizer = WeightQuantizer(weight, layer.weight) if weight.enabled else nn.Identity()
-    layer.activation_quantizer = ActivationQuantizer(activation, device) if activation.enabled else nn.Identity()
+    filters = layer.filters()
+    layer.weight_quantizer = WeightQuantizer(weight, filters) if weight.enabled else nn.Identity()
+    layer.activation_quantizer = (
+        ActivationQuantizer(activation, filters.device) if activation.enabled else nn.Identity()
+    )
     for quantizer in (layer.weight_quantizer, layer.activation_quantizer):
         quantizer.layer_name = name
-        quantizer.to(device)
+        quantizer.to(filters.device)
 
 
 def operands(layer: nn.Module, x: Tensor) -> tuple[Operand, Operand]:
@@ -57,7 +100,7 @@ def quantize_layer(layer: nn.Module, cls: type, weight: WeightSpec, activation: 
     reference that Python code holds to it; only its class changes and two quantizers are added.
     """
     layer.__class__ = cls
-    attach_quantizers(layer, weight, activation, name)
+    layer.attach(weight, activation, name)
 
 
 def is_quantized(module: Optional[nn.Module]) -> bool:

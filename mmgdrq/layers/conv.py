@@ -3,10 +3,10 @@
 from torch import Tensor, nn
 
 from ..quant import conv2d
-from .base import ActivationConfig, WeightConfig, attach_quantizers, operands
+from .base import ActivationConfig, QuantizedLayer, WeightConfig, attach_quantizers, operands
 
 
-class Conv2d(nn.Conv2d):
+class Conv2d(QuantizedLayer, nn.Conv2d):
     """``nn.Conv2d`` whose weight and input are fake-quantized.
 
     Args:
@@ -22,6 +22,7 @@ class Conv2d(nn.Conv2d):
     """
 
     one_byte = True
+    folds_as = 'conv'
 
     def __init__(self, *args, weight: WeightConfig = None, activation: ActivationConfig = None, **kwargs) -> None:
         super().__init__(*args, **kwargs)

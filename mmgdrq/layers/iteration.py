@@ -71,7 +71,7 @@ def _renew_searched(model: nn.Module) -> None:
     for layer in quantized_layers(model):
         quantizer = layer.weight_quantizer
         if isinstance(quantizer, WeightQuantizer) and quantizer.spec.range == 'search':
-            quantizer.renew(layer.weight)
+            quantizer.renew(layer.filters())
 
 
 def _add_over_ranks(quantizers: list[ActivationQuantizer]) -> None:

@@ -3,10 +3,10 @@
 from torch import Tensor, nn
 
 from ..quant import linear
-from .base import ActivationConfig, WeightConfig, attach_quantizers, operands
+from .base import ActivationConfig, QuantizedLayer, WeightConfig, attach_quantizers, operands
 
 
-class Linear(nn.Linear):
+class Linear(QuantizedLayer, nn.Linear):
     """``nn.Linear`` whose weight and input are fake-quantized.
 
     Args:
@@ -22,6 +22,7 @@ class Linear(nn.Linear):
     """
 
     one_byte = True
+    folds_as = 'linear'
 
     def __init__(self, *args, weight: WeightConfig = None, activation: ActivationConfig = None, **kwargs) -> None:
         super().__init__(*args, **kwargs)

@@ -179,8 +179,8 @@ def test_hooks_and_aliases_stay():
 
 def test_the_class_is_a_direct_subclass_of_torch():
     net = mmgdrq.quantize(small_net())
-    assert type(net[3]).__mro__[1] is nn.Conv2d
-    assert type(net[5]).__mro__[1] is nn.Linear
+    assert nn.Conv2d in type(net[3]).__bases__
+    assert nn.Linear in type(net[5]).__bases__
 
 
 def test_a_float_checkpoint_loads():

@@ -1,0 +1,9 @@
+# 4-bit weights, 4-bit inputs, quantized from the first iteration.
+custom_imports = dict(imports=['mmgdrq'], allow_failed_imports=False)
+custom_hooks = [
+    dict(
+        type='mmgdrq.GDRQHook',
+        weight=dict(bits=4),
+        activation=dict(bits=4),
+    )
+]

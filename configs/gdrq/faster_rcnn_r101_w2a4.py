@@ -1,0 +1,10 @@
+# Faster R-CNN, ResNet-101: 2-bit weights, 4-bit inputs, fine-tuned from the float weights of mmdet.
+_base_ = ['mmdet::faster_rcnn/faster-rcnn_r101_fpn_1x_coco.py', '../_base_/gdrq/w2a4.py']
+
+# rounding moves the statistics of every layer: the stem is trained too, and BN follows
+model = dict(backbone=dict(frozen_stages=-1, norm_eval=False, init_cfg=None))
+optim_wrapper = dict(optimizer=dict(lr=0.002))
+load_from = (
+    'https://download.openmmlab.com/mmdetection/v2.0/faster_rcnn/faster_rcnn_r101_fpn_1x_coco/'
+    'faster_rcnn_r101_fpn_1x_coco_20200130-f513f705.pth'
+)

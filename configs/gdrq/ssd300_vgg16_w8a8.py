@@ -1,0 +1,17 @@
+# SSD300, VGG-16: 8-bit weights, 8-bit inputs, fine-tuned from the float weights of mmdet.
+_base_ = 'mmdet::ssd/ssd300_coco.py'
+
+custom_imports = dict(imports=['mmgdrq'], allow_failed_imports=False)
+custom_hooks = [
+    dict(type='NumClassCheckHook'),
+    dict(type='CheckInvalidLossHook', interval=50, priority='VERY_LOW'),
+    dict(
+        type='mmgdrq.GDRQHook',
+        weight=dict(bits=8),
+        activation=dict(bits=8),
+    ),
+]
+
+model = dict(backbone=dict(init_cfg=None))
+optim_wrapper = dict(optimizer=dict(lr=2e-4))
+load_from = 'https://download.openmmlab.com/mmdetection/v2.0/ssd/ssd300_coco/ssd300_coco_20210803_015428-d231a06e.pth'

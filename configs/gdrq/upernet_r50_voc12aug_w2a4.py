@@ -1,0 +1,9 @@
+# UPerNet, ResNet-50, VOC 2012: 2-bit weights, 4-bit inputs, fine-tuned from the float weights of mmseg.
+_base_ = ['mmseg::upernet/upernet_r50_4xb4-20k_voc12aug-512x512.py', '../_base_/gdrq/w2a4_by_iter.py']
+
+model = dict(pretrained=None)
+optim_wrapper = dict(optimizer=dict(lr=0.001))
+load_from = (
+    'https://download.openmmlab.com/mmsegmentation/v0.5/upernet/upernet_r50_512x512_20k_voc12aug/'
+    'upernet_r50_512x512_20k_voc12aug_20200617_165330-5b5890a7.pth'
+)

@@ -1,0 +1,14 @@
+# VGG-16-BN, CIFAR-10: 2-bit weights, 4-bit inputs, fine-tuned from the float baseline beside it.
+_base_ = './vgg16bn_cifar10.py'
+
+custom_imports = dict(imports=['mmgdrq'], allow_failed_imports=False)
+custom_hooks = [
+    dict(
+        type='mmgdrq.GDRQHook',
+        weight=dict(bits=2),
+        activation=dict(bits=4),
+        stages=dict(reshape=0, quantize=1),
+    )
+]
+optim_wrapper = dict(optimizer=dict(lr=0.005))
+load_from = 'work_dirs/vgg16bn_cifar10/epoch_200.pth'

@@ -1,0 +1,84 @@
+"""The layers at the edges of a model: those that read the image, those that predict, and frozen ones."""
+
+import re
+from collections.abc import Iterable
+
+from torch import nn
+
+Layers = dict[str, nn.Module]
+"""Qualified name -> layer, in module order."""
+
+IMAGE_CHANNELS = 4
+"""An input with more channels is no image."""
+
+_PREDICTION = re.compile(
+    r'(^|_)(cls|reg|obj|seg|logits|logit|centerness|iou|kernel|offset|wh|heatmap|coord|coeff|loc|shape|score|pred|out|'
+    r'params?|(cls_|dist_)?head|head_dist)(_preds?|_convs?|s)?$'
+)
+_INTERNAL = ('conv', 'conv_offset', 'sampling_offsets')
+_BRANCH = re.compile(
+    r'.*head.*?\.((heatmap|wh|offset)_head|(cls|class|mask|bbox)_embed|reg_branch|(cls|reg)_branches\.\d+)(?=\.|$)'
+)
+"""A branch of layers within a head, of which the last one predicts; of DETR-like heads one a decoder layer."""
+_TASK_LIST = re.compile(r'.*head.*\.(cls|reg)_convs\.\d+(?=\.)')
+"""SSD predicts with the last layer of every entry of these lists; other heads have towers of that name."""
+_TOWER = re.compile(r'(^|\.)(cls|reg|stacked|shared|mask|kernel)_(convs|fcs)$')
+
+
+def is_prediction(name: str) -> bool:
+    """Whether a layer of an OpenMMLab head makes predictions, judged by its qualified name.
+
+    >>> is_prediction('roi_head.bbox_head.fc_cls'), is_prediction('bbox_head.cls_convs.0.conv')
+    (True, False)
+    >>> is_prediction('rpn_head.rpn_reg'), is_prediction('bbox_head.multi_level_conv_obj.2')
+    (True, True)
+    """
+    parts = [part for part in name.split('.') if not part.isdigit()]
+    if not any('head' in part for part in parts[:-1]):
+        return False
+    if parts[-1] == 'linear':
+        parts = parts[:-1]
+    if _BRANCH.match(name) or parts[-1] in _INTERNAL or _TOWER.search('.'.join(parts)):
+        return False
+    return bool(_PREDICTION.search(parts[-1]))
+
+
+def image_layers(layers: Layers) -> list[str]:
+    """The convolutions that read the image; the first layer of a model that reads none."""
+    if not layers:
+        return []
+    first = next(iter(layers.values()))
+    if not isinstance(first, nn.Conv2d) or first.in_channels > IMAGE_CHANNELS:
+        return list(layers)[:1]
+    channels = first.in_channels
+    return [name for name, layer in layers.items() if getattr(layer, 'in_channels', None) == channels]
+
+
+def prediction_layers(layers: Layers) -> list[str]:
+    """The last layers of every task; at least one of each head."""
+    found = [name for name in layers if is_prediction(name)]
+    found += _last_of_each(_BRANCH, layers)
+    heads = {name.split('.')[0] for name in layers if 'head' in name.split('.')[0]}
+    if not heads:
+        return found or list(layers)[-1:]
+    for head in heads:
+        own = [name for name in layers if name.split('.')[0] == head]
+        if not any(name in found for name in own):
+            found += _last_of_each(_TASK_LIST, own) or own[-1:]
+    return found
+
+
+def _last_of_each(group: re.Pattern, names: Iterable[str]) -> list[str]:
+    """The last name of every group, named by what the pattern matches."""
+    matches = [(group.match(name), name) for name in names]
+    return list({match[0]: name for match, name in matches if match}.values())
+
+
+def frozen_layers(layers: Layers) -> list[str]:
+    """The layers whose weights are not trained, in a model that trains others."""
+    fixed = [name for name, layer in layers.items() if not _trained(layer)]
+    return fixed if len(fixed) < len(layers) else []
+
+
+def _trained(layer: nn.Module) -> bool:
+    return any(p.requires_grad for p in layer.parameters(recurse=False) if p.dim() >= 2)

@@ -1,0 +1,90 @@
+"""Quantized layers whose forward pass is the float layer's own, which reads ``self.weight``.
+
+While it runs, the layer holds the fake-quantized weight in place of its parameter. That suits every layer whose
+forward pass is more than one call of a convolution: adaptive padding, deformable and transposed convolutions,
+normalized weights.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from typing import Any
+
+from torch import Tensor, nn
+
+from .base import QuantizedLayer
+
+
+@contextmanager
+def lent(layer: nn.Module, **tensors: Tensor) -> Iterator[None]:
+    """While active, parameters of ``layer`` are the given tensors.
+
+    >>> import torch
+    >>> layer = nn.Linear(2, 1, bias=False)
+    >>> with lent(layer, weight=torch.tensor([[1.0, 2.0]])):
+    ...     layer(torch.ones(1, 2)).item()
+    3.0
+    >>> isinstance(layer.weight, nn.Parameter)
+    True
+    """
+    kept = {name: layer._parameters[name] for name in tensors}
+    layer._parameters.update(tensors)
+    try:
+        yield
+    finally:
+        layer._parameters.update(kept)
+
+
+class Derived:
+    """Base of the classes that :func:`derive` makes; copies and pickles know how to make theirs again."""
+
+    def __reduce__(self):
+        return _blank, self.derived_from, self.__dict__
+
+
+def derive(cls: type, behaviour: type, own: tuple[str, ...] = ()) -> type:
+    """The class ``cls`` with the methods of ``behaviour`` before its own.
+
+    Its name is that of ``cls`` and its bases include those of ``cls``, as ``init_cfg`` of OpenMMLab matches layers by
+    the names of their class and its bases.
+
+    Args:
+        cls: class of a float layer.
+        behaviour: a quantized layer class, or a mixin of one.
+        own: methods of ``cls`` that stay before those of ``behaviour``.
+    """
+    return _derived(cls, behaviour, own)
+
+
+@cache
+def _derived(cls: type, behaviour: type, own: tuple[str, ...]) -> type:
+    bases = [base for base in cls.__bases__ if base not in (object, nn.Module) and base not in behaviour.__mro__]
+    namespace = {name: getattr(cls, name) for name in own}
+    namespace.update(__doc__=cls.__doc__, derived_from=(cls, behaviour, own))
+    return type(cls.__name__, (Derived, behaviour, cls, *bases), namespace)
+
+
+def _blank(cls: type, behaviour: type, own: tuple[str, ...]) -> nn.Module:
+    made = _derived(cls, behaviour, own)
+    return made.__new__(made)
+
+
+class Lending(QuantizedLayer):
+    """A layer that runs the float layer's forward pass with a quantized weight and first input.
+
+    An input that is a list of tensors (TridentNet) is quantized tensor by tensor.
+    """
+
+    def forward(self, input: Any, *args: Any, **kwargs: Any) -> Any:
+        with lent(self, weight=self.lendable()):
+            return super().forward(self.quantized_input(input), *args, **kwargs)
+
+    def lendable(self) -> Tensor:
+        """The fake-quantized weight, in the shape of the parameter."""
+        return self.weight_quantizer(self.filters())
+
+    def quantized_input(self, input: Any) -> Any:
+        """The fake-quantized input."""
+        if isinstance(input, (list, tuple)):
+            return type(input)(map(self.activation_quantizer, input))
+        return self.activation_quantizer(input)

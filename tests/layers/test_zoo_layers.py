@@ -1,0 +1,368 @@
+"""The weight layers of the zoos beside nn.Conv2d and nn.Linear: what is quantized, along which axis, and by whom."""
+
+import copy
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from mmcv.cnn import ConvAWS2d, ConvModule, ConvWS2d
+from mmcv.cnn.bricks import Conv2dAdaptivePadding
+from mmcv.cnn.utils.fuse_conv_bn import fuse_conv_bn
+from mmcv.ops import DeformConv2dPack, ModulatedDeformConv2dPack, SAConv2d
+from mmdet.models.backbones.trident_resnet import TridentConv
+from mmdet.models.dense_heads.tood_head import TaskDecomposition
+from mmdet.models.layers.normed_predictor import NormedConv2d, NormedLinear
+from mmpretrain.models.heads.margin_head import NormProduct
+from mmpretrain.models.utils.attention import BEiTAttention, CrossMultiheadAttention, WindowMSAV2
+from torch import nn
+from torch.nn.utils import parametrizations, spectral_norm
+
+import mmgdrq
+from mmgdrq.errors import QuantizationError
+from mmgdrq.layers import is_quantized, quantized_layers
+from mmgdrq.layers.transposed import filters_first
+from tests import reference
+
+OFF = dict(weight=dict(bits=32), activation=dict(bits=32))
+
+
+LAYERS = {
+    'conv1d': (lambda: nn.Conv1d(8, 6, 3, groups=2), (2, 8, 9)),
+    'conv3d': (lambda: nn.Conv3d(8, 6, 2), (2, 8, 4, 4, 4)),
+    'deconv1d': (lambda: nn.ConvTranspose1d(8, 6, 3, stride=2), (2, 8, 5)),
+    'deconv2d': (lambda: nn.ConvTranspose2d(8, 6, 3, stride=2, padding=1, output_padding=1), (2, 8, 5, 5)),
+    'deconv2d grouped': (lambda: nn.ConvTranspose2d(8, 6, 2, groups=2), (2, 8, 5, 5)),
+    'deconv3d': (lambda: nn.ConvTranspose3d(8, 6, 2), (2, 8, 3, 3, 3)),
+    'adaptive': (lambda: Conv2dAdaptivePadding(8, 6, 3, stride=2), (2, 8, 7, 7)),
+    'ws': (lambda: ConvWS2d(8, 6, 3), (2, 8, 7, 7)),
+    'aws': (lambda: ConvAWS2d(8, 6, 3), (2, 8, 7, 7)),
+    'sac': (lambda: SAConv2d(8, 6, 3, padding=1), (2, 8, 7, 7)),
+    'sac deformable': (lambda: SAConv2d(8, 6, 3, padding=1, use_deform=True), (2, 8, 7, 7)),
+    'dcn': (lambda: DeformConv2dPack(8, 6, 3, padding=1), (2, 8, 7, 7)),
+    'dcnv2': (lambda: ModulatedDeformConv2dPack(8, 6, 3, padding=1), (2, 8, 7, 7)),
+    'normed linear': (lambda: NormedLinear(8, 6), (4, 8)),
+    'normed conv': (lambda: NormedConv2d(8, 6, 1), (2, 8, 5, 5)),
+    'norm product': (lambda: NormProduct(8, 6), (4, 8)),
+    'spectral': (lambda: parametrizations.spectral_norm(nn.Conv2d(8, 6, 3)), (2, 8, 7, 7)),
+    'old spectral': (lambda: spectral_norm(nn.Conv2d(8, 6, 3)), (2, 8, 7, 7)),
+}
+
+
+def build(name):
+    make, shape = LAYERS[name]
+    torch.manual_seed(0)
+    layer = make()
+    torch.manual_seed(1)
+    return nn.Sequential(nn.Identity(), layer), torch.rand(shape)
+
+
+def edgeless(**quant):
+    """Quantize the only layer as asked, though it is the first and the last."""
+    quant = {'weight': dict(bits=2), 'activation': dict(bits=4), **quant}
+    return dict(rules=[dict(pattern='1', **quant)])
+
+
+@pytest.mark.parametrize('name', LAYERS)
+def test_with_32_bits_it_is_the_float_layer(name):
+    net, x = build(name)
+    expected = net.eval()(x)
+    # one part must be quantized for the layer to become a quantized one at all
+    mmgdrq.quantize(net, **edgeless(weight=dict(bits=8), activation=dict(bits=32)))
+    mmgdrq.set_stage(net, 'float')
+    assert is_quantized(net[1])
+    torch.testing.assert_close(net.eval()(x), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize('name', LAYERS)
+def test_parameters_keys_and_init_names_stay(name):
+    net, _ = build(name)
+    parameters, keys, layer = list(net.parameters()), set(net.state_dict()), net[1]
+    names = {type(layer).__name__, *(base.__name__ for base in type(layer).__bases__ if base.__name__[0] != '_')}
+    mmgdrq.quantize(net, **edgeless())
+    assert net[1] is layer
+    assert all(a is b for a, b in zip(net.parameters(), parameters))
+    added = set(net.state_dict()) - keys
+    assert keys <= set(net.state_dict())
+    assert all('quantizer' in key or key == 'gdrq_stage' for key in added)
+    assert names - {'Module', 'object'} <= {type(layer).__name__, *(base.__name__ for base in type(layer).__bases__)}
+
+
+@pytest.mark.parametrize('name', LAYERS)
+def test_quantizers_work_and_the_weight_learns(name):
+    net, x = build(name)
+    mmgdrq.quantize(net, **edgeless())
+    expected = copy.deepcopy(build(name)[0]).train()(x)
+    output = net.train()(x)
+    assert not torch.allclose(output, expected), 'nothing is quantized'
+    output.square().sum().backward()
+    layer = net[1]
+    assert layer.stored_weight().grad.abs().sum() > 0
+    filters = layer.weight_quantizer(layer.filters()).detach()
+    assert all(len(f.unique()) <= 3 for f in filters), 'every filter has the levels -s, 0, s'
+    if name.startswith('sac'):
+        assert isinstance(layer.activation_quantizer, nn.Identity)
+        assert 'input in float' in net.gdrq_plan[0].reason
+    else:
+        assert layer.activation_quantizer.threshold > 0
+    assert isinstance(layer.stored_weight(), nn.Parameter), 'the parameter is back in its place'
+
+
+@pytest.mark.parametrize('rule', ['search', 'learned'])
+@pytest.mark.parametrize('name', ['deconv2d grouped', 'ws', 'dcn', 'sac'])
+def test_ranges_with_a_state(name, rule):
+    net, x = build(name)
+    mmgdrq.quantize(net, **edgeless(weight=dict(bits=3, range=rule, group_size=2)))
+    for _ in range(2):
+        net.train()(x).sum().backward()
+    assert net[1].weight_quantizer.alpha.shape == (3,)
+    assert (net[1].weight_quantizer.alpha > 0).all()
+
+
+@pytest.mark.parametrize('name', ['adaptive', 'dcn', 'normed linear', 'deconv2d', 'ws'])
+@pytest.mark.parametrize('clone', [copy.deepcopy, lambda net: pickle.loads(pickle.dumps(net))])
+def test_copies_compute_the_same(name, clone):
+    net, x = build(name)
+    mmgdrq.quantize(net, **edgeless())
+    net.train()(x)
+    net.eval()
+    made = clone(net)
+    assert type(made[1]) is type(net[1])
+    assert torch.equal(made(x), net(x))
+
+
+@pytest.mark.parametrize('groups', [1, 2])
+def test_a_transposed_convolution_has_a_range_for_every_output_filter(groups):
+    torch.manual_seed(0)
+    layer = nn.ConvTranspose2d(4, 6, 2, groups=groups)
+    # every output filter has a size of its own
+    scale = 10.0 ** torch.arange(6)
+    per_group = scale.reshape(groups, 6 // groups)
+    with torch.no_grad():
+        for group in range(groups):
+            rows = slice(group * 4 // groups, (group + 1) * 4 // groups)
+            layer.weight[rows] = torch.sign(layer.weight[rows]) * per_group[group][None, :, None, None]
+    filters = filters_first(layer.weight.detach(), groups)
+    assert filters.shape == (6, 4 // groups, 2, 2)
+    assert torch.equal(filters.abs().amax((1, 2, 3)), scale)
+    assert torch.equal(filters_first(filters, groups), layer.weight), 'its own inverse'
+    net = mmgdrq.quantize(nn.Sequential(nn.Identity(), layer), **edgeless(weight=dict(bits=2, range='minmax')))
+    assert torch.equal(net[1].lendable(), layer.weight), 'a weight with one magnitude a filter is on the grid already'
+
+
+def test_scale_clip_of_a_transposed_convolution_goes_by_output_filter():
+    torch.manual_seed(0)
+    layer = nn.ConvTranspose2d(4, 6, 3, groups=2)
+    with torch.no_grad():
+        layer.weight.view(-1)[::5] *= 20
+    before = filters_first(layer.weight.detach(), 2).numpy().copy()
+    net = mmgdrq.quantize(nn.Sequential(nn.Identity(), layer), **edgeless(weight=dict(bits=2, k=2.0)))
+    mmgdrq.ScaleClip(net)()
+    expected = reference.scale_clip(before, 2.0, 1)
+    np.testing.assert_allclose(filters_first(layer.weight.detach(), 2).numpy(), expected, rtol=1e-6)
+
+
+def test_scale_clip_reaches_the_stored_weight():
+    for name in ('spectral', 'old spectral', 'ws', 'normed linear'):
+        net, x = build(name)
+        mmgdrq.quantize(net, **edgeless(weight=dict(bits=2, k=1.0)))
+        before = net[1].stored_weight().detach().clone()
+        mmgdrq.ScaleClip(net)()
+        assert not torch.equal(net[1].stored_weight(), before), name
+        assert torch.isfinite(net(x)).all()
+
+
+def test_standardization_comes_first():
+    net, _ = build('ws')
+    with torch.no_grad():
+        net[1].weight.add_(3.0)  # a mean that standardization removes
+    weight = net[1].weight.detach().double().numpy()
+    axes = (1, 2, 3)
+    std = weight.std(axes, ddof=1, keepdims=True)
+    mmgdrq.quantize(net, **edgeless(weight=dict(bits=8, range='minmax')))
+    standardized = (weight - weight.mean(axes, keepdims=True)) / (std + 1e-5)
+    np.testing.assert_allclose(net[1].filters().detach().numpy(), standardized, rtol=1e-4, atol=1e-5)
+
+
+def test_trident_quantizes_every_branch():
+    net = nn.Sequential(nn.Identity(), TridentConv(4, 6, 3, trident_dilations=(1, 2, 3)))
+    nn.init.normal_(net[1].weight)
+    mmgdrq.quantize(net, **edgeless())
+    outputs = net.train()([torch.rand(1, 4, 9, 9) for _ in range(3)])
+    assert len(outputs) == 3
+    assert net[1].activation_quantizer.threshold > 0
+
+
+ATTENTIONS = [
+    dict(),
+    dict(batch_first=True),
+    dict(bias=False),
+    dict(kdim=12, vdim=10),
+]
+
+
+def attention_inputs(options, batched=True):
+    torch.manual_seed(3)
+    shapes = [(5, 2, 8), (7, 2, options.get('kdim', 8)), (7, 2, options.get('vdim', 8))]
+    made = [torch.randn(shape) for shape in shapes]
+    if options.get('batch_first'):
+        made = [x.transpose(0, 1) for x in made]
+    return made if batched else [torch.randn(5, 8), torch.randn(7, 8), torch.randn(7, 8)]
+
+
+@pytest.mark.parametrize('options', ATTENTIONS)
+@pytest.mark.parametrize('mask', [None, 'padding', 'boolean', 'float', 'heads'])
+@pytest.mark.parametrize('weights', [True, False])
+def test_attention_without_quantization_is_torchs(options, mask, weights):
+    torch.manual_seed(0)
+    float_layer = nn.MultiheadAttention(8, 2, **options).eval()
+    net = nn.Sequential(nn.Identity(), copy.deepcopy(float_layer))
+    mmgdrq.quantize(net, **edgeless())
+    mmgdrq.set_stage(net, 'float')
+    masks = {
+        None: {},
+        'padding': dict(key_padding_mask=torch.tensor([[False] * 7, [False] * 4 + [True] * 3])),
+        'boolean': dict(attn_mask=torch.ones(5, 7).triu(2).bool()),
+        'float': dict(attn_mask=torch.randn(5, 7)),
+        'heads': dict(attn_mask=torch.randn(4, 5, 7)),
+    }[mask]
+    inputs = attention_inputs(options)
+    expected, expected_weights = float_layer(*inputs, need_weights=weights, **masks)
+    found, found_weights = net[1].eval()(*inputs, need_weights=weights, **masks)
+    torch.testing.assert_close(found, expected)
+    assert (found_weights is None) == (expected_weights is None)
+    if weights:
+        torch.testing.assert_close(found_weights, expected_weights)
+
+
+def test_unbatched_attention():
+    torch.manual_seed(0)
+    float_layer = nn.MultiheadAttention(8, 2).eval()
+    net = nn.Sequential(nn.Identity(), copy.deepcopy(float_layer))
+    mmgdrq.quantize(net, **edgeless())
+    mmgdrq.set_stage(net, 'float')
+    inputs = attention_inputs({}, batched=False)
+    for found, expected in zip(net[1].eval()(*inputs), float_layer(*inputs)):
+        torch.testing.assert_close(found, expected)
+
+
+def test_attention_quantizes_four_projections():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Identity(), nn.MultiheadAttention(8, 2))
+    net.forward = lambda x: net[1](x, x, x)[0]
+    keys = set(net.state_dict())
+    assert [row.name for row in mmgdrq.plan(net)] == ['1', '1.out_proj']
+    mmgdrq.quantize(net, **edgeless())
+    assert keys <= set(net.state_dict())
+    net.train()(torch.randn(5, 2, 8)).square().sum().backward()
+    layers = list(quantized_layers(net))
+    assert len(layers) == 4
+    assert all(layer.activation_quantizer.threshold > 0 for layer in layers)
+    assert net[1].in_proj_weight.grad.reshape(3, -1).abs().sum(1).gt(0).all()
+    for projection, rows in zip(
+        layers[:3] if layers[0] is net[1].q_proj else layers[1:], net[1].in_proj_weight.chunk(3)
+    ):
+        assert torch.equal(projection.weight, rows)
+    before = net[1].in_proj_weight.detach().clone()
+    with torch.no_grad():
+        net[1].in_proj_weight[::3, 0] = 50.0
+    mmgdrq.ScaleClip(net)()
+    assert net[1].in_proj_weight.max() < 50
+    assert before.shape == net[1].in_proj_weight.shape
+    copied = copy.deepcopy(net[1])
+    assert copied.q_proj.owner[0] is copied
+
+
+def test_a_quantized_out_proj_is_called_by_a_float_attention():
+    net = nn.Sequential(nn.Identity(), nn.MultiheadAttention(8, 2))
+    net.forward = lambda x: net[1](x, x, x)[0]
+    rules = [dict(pattern='1', skip=True)]
+    with pytest.raises(mmgdrq.errors.ConfigError, match='nothing would be quantized'):
+        mmgdrq.quantize(net, rules=rules)
+    net.add_module('2', nn.MultiheadAttention(8, 2))
+    net.forward = lambda x: net[2](net[1](x, x, x)[0], x, x)[0]
+    names = {'skip': ['1.out_proj'], 'keep': ['1', '2', '2.out_proj']}
+    mmgdrq.quantize(net, rules=[dict(pattern='1.out_proj', skip=True), dict(pattern='2', weight=dict(bits=2))])
+    assert {row.name for row in net.gdrq_plan.quantized} == set(names['keep'])
+    net.train()(torch.randn(5, 2, 8))
+    assert net[2].out_proj.activation_quantizer.threshold > 0
+
+
+READERS = {
+    'beit': (lambda: BEiTAttention(8, 2, (2, 2), bias='qv_bias', use_rel_pos_bias=True), (2, 5, 8), 'qkv'),
+    'beit without bias': (lambda: BEiTAttention(8, 2, (2, 2), bias=True, use_rel_pos_bias=True), (2, 5, 8), 'qkv'),
+    'swin v2': (lambda: WindowMSAV2(8, (2, 2), 2), (2, 4, 8), 'qkv'),
+}
+
+
+@pytest.mark.parametrize('name', READERS)
+def test_a_parent_that_reads_weights_reads_quantized_ones(name):
+    make, shape, child = READERS[name]
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Identity(), make())
+    x = torch.randn(shape)
+    float_output = copy.deepcopy(net).eval()(x)
+    mmgdrq.quantize(net, **edgeless())
+    layer = net[1].get_submodule(child)
+    net.train()(x).square().sum().backward()
+    assert layer.activation_quantizer.threshold > 0, 'it was not bypassed'
+    assert layer.weight.grad.abs().sum() > 0
+    output = net.eval()(x)
+    assert not torch.allclose(output, float_output)
+    with torch.no_grad():  # the forward pass sees no more of the weight than its codes
+        quantized = layer.weight_quantizer(layer.weight)
+        layer.weight.add_(1e-4 * (quantized - layer.weight))
+        moved = layer.weight_quantizer(layer.weight)
+    assert torch.allclose(quantized, moved, rtol=1e-3)
+    mmgdrq.set_stage(net, 'float')
+    with torch.no_grad():
+        layer.weight.sub_(1e-4 * (quantized - layer.weight) / (1 - 1e-4))
+    torch.testing.assert_close(net.eval()(x), float_output, rtol=1e-3, atol=1e-4)
+
+
+def test_cross_attention_with_weights_read_by_the_parent():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Identity(), CrossMultiheadAttention(8, 2, qkv_bias=True))
+    net.forward = lambda x: net[1](x, k=x, v=x)
+    mmgdrq.quantize(net, **edgeless())
+    net.train()(torch.randn(2, 5, 8))
+    assert all(getattr(net[1], name).activation_quantizer.threshold > 0 for name in ('q', 'k', 'v', 'proj'))
+
+
+def test_task_decomposition_reads_a_quantized_weight():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Identity(), TaskDecomposition(8, 2))
+    mmgdrq.quantize(net, **edgeless())
+    net.train()(torch.rand(2, 16, 5, 5))
+    assert net[1].reduction_conv.conv.activation_quantizer.threshold > 0
+
+
+def test_merging_bn_into_a_quantized_layer_is_refused():
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), ConvModule(4, 4, 3, norm_cfg=dict(type='BN')), nn.Conv2d(4, 2, 1))
+    mmgdrq.quantize(net)
+    with pytest.raises(QuantizationError, match=r'1\.conv: its weight would be replaced.*fuse_conv_bn.*mmgdrq\.fold'):
+        fuse_conv_bn(net)
+
+
+def test_efficient_conv_bn_eval_is_refused():
+    net = nn.Sequential(ConvModule(3, 4, 3, norm_cfg=dict(type='BN'), efficient_conv_bn_eval=True), nn.Conv2d(4, 2, 1))
+    with pytest.raises(mmgdrq.errors.ConfigError, match=r'0 has efficient_conv_bn_eval turned on'):
+        mmgdrq.quantize(net)
+
+
+def test_rules_know_a_shared_layer_by_all_its_names():
+    shared = nn.Conv2d(8, 8, 3)
+    net = nn.ModuleDict(dict(a=nn.Conv2d(3, 8, 3), b=shared, c=shared, d=nn.Conv2d(8, 2, 1)))
+    rows = {row.name: row for row in mmgdrq.plan(net, rules=[dict(pattern='c', weight=dict(bits=5))])}
+    assert list(rows) == ['a', 'b', 'd']
+    assert rows['b'].weight.bits == 5
+
+
+def test_frozen_layers_have_eight_bits():
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3), nn.Conv2d(8, 8, 3), nn.Conv2d(8, 2, 1))
+    net[1].requires_grad_(False)
+    bits = [(row.weight.bits, row.reason) for row in mmgdrq.plan(net)]
+    assert bits[1] == (8, 'frozen: rounded, but not trained')
+    assert bits[2] == (2, '')
+    net.requires_grad_(False)
+    assert mmgdrq.plan(net)[1].weight.bits == 2, 'nothing is trained: no layer is an exception'

@@ -1,0 +1,132 @@
+"""Write the table of the shipped configs, their plans and the model index of mim.
+
+    python tools/list_configs.py
+
+It builds every model without its weights and plans it; nothing is downloaded. Written are docs/configs.md,
+configs/gdrq/metafile.yml and model-index.yml.
+"""
+
+import re
+import warnings
+from pathlib import Path
+
+import yaml
+from mmengine.config import Config
+from mmengine.registry import MODELS, init_default_scope
+
+import mmgdrq
+
+ROOT = Path(__file__).resolve().parent.parent
+CONFIGS = ROOT / 'configs/gdrq'
+BITS = re.compile(r'_w(\d)a(\d)$')
+SHOWN = ('retinanet_r18_w2a4', 'fcn_vgg16_cityscapes_w2a4', 'resnet18_in1k_w2a4')
+TASKS = dict(mmdet='Object Detection', mmseg='Semantic Segmentation', mmpretrain='Image Classification')
+DATA = dict(
+    CocoDataset='COCO',
+    CityscapesDataset='Cityscapes',
+    ADE20KDataset='ADE20K',
+    PascalVOCDataset='Pascal VOC 2012',
+    ImageNet='ImageNet-1k',
+    CIFAR10='CIFAR-10',
+)
+INTRODUCTION = """# Shipped configs
+
+Written by `python tools/list_configs.py`. Every config inherits the config of mmdet, mmsegmentation or mmpretrain that
+it names, so the data, the model and the length of the training are those of OpenMMLab. None of these configs has been
+trained for this table: it says what is quantized, not what accuracy comes out.
+
+    python tools/train.py configs/gdrq/NAME.py
+
+`load_from` starts from the float checkpoint of OpenMMLab that belongs to the inherited config. Three networks have no
+checkpoint there (Faster R-CNN and FCN on VGG-16 from ImageNet weights, VGG-16-BN on CIFAR-10): train the float config
+of the same name first.
+
+The fine-tuning schedule:
+
+| setting | value | why |
+|---|---|---|
+| learning rate | a tenth of the float one | as LSQ does for fine-tuning (Esser et al., ICLR 2020) |
+| length | that of the inherited config | not tuned here; W8A8 usually needs far less |
+| W2A4 | Scale-Clip first (one epoch, or 4,000 iterations), then rounding | the two steps of GDRQ |
+| W4A4, W8A8 | rounding from the beginning | |
+| BN and stem | trained: `frozen_stages=-1`, `norm_eval=False` | rounding moves the statistics of every layer |
+
+A `freeze` in `stages` ends the updates of ranges and BN statistics for the last epochs (Krishnamoorthi, arXiv
+1806.08342). A frozen backbone stage that a config of yours keeps has 8 bits: it is rounded, but not trained.
+
+| config | inherits | data | weight layers | bits a weight | 8 bits at the edges |
+|---|---|---|---|---|---|
+"""
+
+
+def main() -> None:
+    warnings.simplefilter('ignore')
+    rows, plans, index = [], [], []
+    for path in sorted(CONFIGS.glob('*.py')):
+        if not BITS.search(path.stem) or 'digits' in path.stem or 'bccd' in path.stem:
+            continue
+        cfg = Config.fromfile(path)
+        plan = plan_of(cfg)
+        rows.append(row_of(path, cfg, plan))
+        index.append(entry_of(path, cfg))
+        if path.stem in SHOWN:
+            plans.append(f'## {path.stem}\n\n```\n{plan}\n```\n')
+    (ROOT / 'docs/configs.md').write_text(INTRODUCTION + '\n'.join(rows) + '\n\n# Plans\n\n' + '\n'.join(plans))
+    models = dict(Collections=[dict(Name='GDRQ', Paper=PAPER)], Models=index)
+    (CONFIGS / 'metafile.yml').write_text(yaml.safe_dump(models, sort_keys=False, width=200))
+    (ROOT / 'model-index.yml').write_text('Import:\n  - configs/gdrq/metafile.yml\n')
+
+
+PAPER = dict(
+    URL='https://doi.org/10.1109/CVPRW50498.2020.00348',
+    Title='Low-bit Quantization Needs Good Distribution',
+)
+
+
+def plan_of(cfg: Config) -> mmgdrq.policy.Plan:
+    """Plan of a config, with its model built without weights."""
+    init_default_scope(cfg.default_scope)
+    model = MODELS.build(cfg.model)
+    hook = next(hook for hook in cfg.custom_hooks if hook['type'] == 'mmgdrq.GDRQHook')
+    return mmgdrq.plan(model, hook.weight, hook.activation, hook.get('rules', ()))
+
+
+def row_of(path: Path, cfg: Config, plan: mmgdrq.policy.Plan) -> str:
+    """A row of the table."""
+    total = sum(row.parameters for row in plan)
+    bits = sum(row.parameters * (row.weight.bits if row.weight else 32) for row in plan) / total
+    edges = sum(bool(row.reason) for row in plan.quantized)
+    name = f'[{path.stem}](../configs/gdrq/{path.name})'
+    layers = f'{len(plan.quantized)} of {len(plan)}'
+    return f'| {name} | {inherited(path)} | {data_of(cfg)} | {layers} | {bits:.2f} | {edges} |'
+
+
+def inherited(path: Path) -> str:
+    """The config of OpenMMLab, or the float config, that a config inherits."""
+    base = re.search(r"'((?:mm[a-z]+::|[.]/)[^']+)[.]py", path.read_text())
+    return f'`{base[1]}`'
+
+
+def data_of(cfg: Config) -> str:
+    """Name of the training data."""
+    dataset = cfg.train_dataloader.dataset
+    while 'type' in dataset and dataset.type.split('.')[-1] not in DATA:
+        dataset = dataset.dataset if 'dataset' in dataset else dataset.datasets[0]
+    return DATA[dataset.type.split('.')[-1]]
+
+
+def entry_of(path: Path, cfg: Config) -> dict:
+    """An entry of the metafile; there are no weights to offer."""
+    weight, activation = BITS.search(path.stem).groups()
+    result = dict(Task=TASKS[cfg.default_scope], Dataset=data_of(cfg), Metrics={})
+    return dict(
+        Name=path.stem,
+        In_Collection='GDRQ',
+        Config=f'configs/gdrq/{path.name}',
+        Metadata={'Weight bits': int(weight), 'Input bits': int(activation)},
+        Results=[result],
+    )
+
+
+if __name__ == '__main__':
+    main()
