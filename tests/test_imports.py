@@ -10,6 +10,7 @@ STDLIB = {'collections', 'dataclasses', 'difflib', 'fnmatch', 'functools', 'iter
 
 ALLOWED = {
     'errors': set(),
+    'files': set(),
     'quant': {'errors', 'quant'},
     'layers': {'errors', 'quant', 'layers'},
     'policy': {'errors', 'quant', 'layers'},
@@ -18,7 +19,7 @@ ALLOWED = {
     'scale_clip': {'quant', 'layers'},
     'convert': {'errors', 'layers', 'policy', 'stages'},
     'builder': {'errors', 'layers', 'policy', 'schedule', 'stages', 'convert', 'registry'},
-    'deploy': {'errors', 'quant', 'layers', 'policy', 'stages', 'convert', 'builder'},
+    'deploy': {'errors', 'files', 'quant', 'layers', 'policy', 'stages', 'convert', 'builder'},
 }
 """Part -> the other parts it may import."""
 

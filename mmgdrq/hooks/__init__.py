@@ -2,6 +2,7 @@
 
 from .checkpoint import CheckpointFitHook, DeployedModelHook
 from .gdrq import GDRQHook
+from .safe_checkpoint import SafeCheckpointHook
 from .scale_clip import ScaleClipHook
 
-__all__ = ['CheckpointFitHook', 'DeployedModelHook', 'GDRQHook', 'ScaleClipHook']
+__all__ = ['CheckpointFitHook', 'DeployedModelHook', 'GDRQHook', 'SafeCheckpointHook', 'ScaleClipHook']
