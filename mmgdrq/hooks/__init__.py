@@ -2,7 +2,15 @@
 
 from .checkpoint import CheckpointFitHook, DeployedModelHook
 from .gdrq import GDRQHook
+from .range_check import RangeCheckHook
 from .safe_checkpoint import SafeCheckpointHook
 from .scale_clip import ScaleClipHook
 
-__all__ = ['CheckpointFitHook', 'DeployedModelHook', 'GDRQHook', 'SafeCheckpointHook', 'ScaleClipHook']
+__all__ = [
+    'CheckpointFitHook',
+    'DeployedModelHook',
+    'GDRQHook',
+    'RangeCheckHook',
+    'SafeCheckpointHook',
+    'ScaleClipHook',
+]

@@ -6,7 +6,7 @@ from ..convert import is_quantized_model, quantization_keys
 from ..deploy import load_folded
 from ..errors import CheckpointError
 from ..registry import HOOKS
-from .gdrq import unwrap
+from .unwrap import unwrap
 
 
 @HOOKS.register_module()

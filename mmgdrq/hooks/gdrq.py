@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Optional
 
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
 from mmengine.optim import OptimWrapperDict
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -16,6 +15,8 @@ from ..registry import HOOKS
 from ..scale_clip import ScaleClip
 from ..schedule import Schedule
 from ..stages import get_stage, set_stage
+from .range_check import RangeCheckHook
+from .unwrap import unwrap
 
 KEYS = ('weight', 'activation', 'rules', 'stages', 'scale_clip', 'priority')
 UNCLIPPED_STAGES = ('float',)
@@ -57,6 +58,7 @@ class GDRQHook(Hook):
         self.stages = stages
         self.schedule = Schedule.from_config(stages)
         self.scale_clip = scale_clip
+        self.range_check = RangeCheckHook()
         self.model: Optional[nn.Module] = None
         self.projection: Optional[ScaleClip] = None
 
@@ -90,6 +92,11 @@ class GDRQHook(Hook):
     def before_train_iter(self, runner, batch_idx: int, data_batch=None) -> None:
         """Enter a new stage when its time has come."""
         self._enter(runner)
+        self.range_check.before_train_iter(runner, batch_idx)
+
+    def after_train_iter(self, runner, batch_idx: int, data_batch=None, outputs: Optional[dict] = None) -> None:
+        """Warn of inputs that do not fit their range."""
+        self.range_check.after_train_iter(runner, batch_idx)
 
     def _manage_built(self, model: nn.Module) -> None:
         given = [key for key, value in self.quant.items() if value]
@@ -136,11 +143,6 @@ class GDRQHook(Hook):
             freeze_batch_norm(self.model)
         if self.projection is not None:
             self.projection.enabled = stage not in UNCLIPPED_STAGES
-
-
-def unwrap(model: nn.Module) -> nn.Module:
-    """The model inside a distributed wrapper."""
-    return model.module if is_model_wrapper(model) else model
 
 
 def optimizers_of(runner) -> list:

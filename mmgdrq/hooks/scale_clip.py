@@ -6,7 +6,8 @@ from ..convert import is_quantized_model
 from ..errors import ConfigError
 from ..registry import HOOKS
 from ..scale_clip import ScaleClip
-from .gdrq import optimizers_of, unwrap
+from .gdrq import optimizers_of
+from .unwrap import unwrap
 
 
 @HOOKS.register_module()

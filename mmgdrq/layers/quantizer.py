@@ -22,6 +22,9 @@ from ..quant import (
 FLOAT, CLIP, QUANTIZE = 'float', 'clip', 'quantize'
 """What a quantizer does: nothing, Scale-Clip without rounding (activations only), or quantize."""
 
+LEARNED_FLOOR = 1e-8
+"""Smallest learned range; below the floor of a step it would get no gradient any more."""
+
 
 class _Quantizer(nn.Module):
     """Shared part: the mode, and a ``format`` buffer by which a checkpoint is checked against the config."""
@@ -42,6 +45,11 @@ class _Quantizer(nn.Module):
                 'its float weights'
             )
         super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def _keep_positive(self, learned: Tensor) -> None:
+        """A learned range that an optimizer step took below zero goes on from its mirror image."""
+        if self.spec.range == 'learned' and self.is_ready():
+            learned.data.abs_().clamp_(min=LEARNED_FLOOR)
 
     def extra_repr(self) -> str:
         return f'{self.describe(self.format)}, range={self.spec.range}'
@@ -91,6 +99,7 @@ class WeightQuantizer(_Quantizer):
             return weight_range(weight, self.spec)
         if not self.is_ready():
             self.renew(weight)
+        self._keep_positive(self.alpha)
         return self.alpha
 
     def is_ready(self) -> bool:
@@ -103,6 +112,11 @@ class WeightQuantizer(_Quantizer):
         """Search the range again for the present weight."""
         self.alpha.copy_(weight_range(weight, self.spec))
         self.initialized.fill_(True)
+
+    def _save_to_state_dict(self, *args) -> None:
+        if self.stateful:
+            self._keep_positive(self.alpha)
+        super()._save_to_state_dict(*args)
 
     def _load_from_state_dict(self, *args) -> None:
         super()._load_from_state_dict(*args)
@@ -150,6 +164,7 @@ class ActivationQuantizer(_Quantizer):
             self.observe(x)
         if not self.is_ready():
             return self._without_range(x)
+        self._keep_positive(self.threshold)
         if self.mode == CLIP:
             return clip_activation(x, self.threshold.detach(), self._signed)
         levels, limits = self.spec.levels(self._signed), self.spec.code_limits(self._signed)
@@ -257,6 +272,7 @@ class ActivationQuantizer(_Quantizer):
 
     def _save_to_state_dict(self, destination, prefix, keep_vars) -> None:
         self.update()
+        self._keep_positive(self.threshold)
         super()._save_to_state_dict(destination, prefix, keep_vars)
 
     def _load_from_state_dict(self, state_dict, prefix, *args) -> None:

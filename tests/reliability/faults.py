@@ -2,7 +2,6 @@
 
 import json
 import os
-import random
 import resource
 import signal
 import sys
@@ -37,6 +36,9 @@ class Journal(Recorder):
     def __init__(self, path: str) -> None:
         super().__init__()
         self.path = path
+
+    def before_train(self, runner) -> None:
+        Path(f'{self.path}.begun').touch()
 
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
         with open(self.path, 'a') as stream:
@@ -80,6 +82,14 @@ class Child:
             time.sleep(0.001)
         os.kill(self.process, number)
         return self._struck(os.waitpid(self.process, 0)[1], number)
+
+    def wait_for(self, path: Path) -> bool:
+        """Wait until the work has made a file; False if it ended without."""
+        while not path.exists():
+            if os.waitid(os.P_PID, self.process, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+                return False
+            time.sleep(0.001)
+        return True
 
     def wait(self) -> int:
         """The exit status."""
@@ -128,14 +138,3 @@ def check_folder(folder: Path) -> int:
         content = torch.load(path)
         assert content['state_dict']['padding'].numel() == PADDING, path
     return len(list(folder.glob('.*.partial-*')))
-
-
-class Rate:
-    """Draws the seconds until a fault, over the length of the work as it was measured."""
-
-    def __init__(self, seed: int, length: float) -> None:
-        self.random = random.Random(seed)
-        self.length = length
-
-    def draw(self) -> float:
-        return self.random.uniform(0.05, 1.0) * self.length

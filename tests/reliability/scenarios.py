@@ -32,8 +32,10 @@ class Training:
         self.folder, self.checkpoint = folder, checkpoint
         self.random = random.Random(seed)
         self.struck = self.while_saving = self.runs = 0
+        whole = self.child('whole')
+        assert whole.wait_for(self._begun('whole'))
         begin = time.monotonic()
-        assert self.child('whole').wait() == 0
+        assert whole.wait() == 0
         self.length = time.monotonic() - begin
         self.losses = dict(losses_of(folder / 'whole.log'))
         assert len(self.losses) == EPOCHS * ITERS
@@ -58,15 +60,21 @@ class Training:
             shutil.rmtree(self.folder / name)
 
     def _kill(self, name: str, number: int) -> bool:
-        return self.child(name).end(number, self.random.uniform(0.2, 1.0) * self.length)
+        self._begun(name).unlink(missing_ok=True)
+        child = self.child(name)
+        child.wait_for(self._begun(name))
+        return child.end(number, self.random.uniform(0, 0.6) * self.length)
 
     def _fill(self, name: str) -> bool:
         # the limit lies inside a checkpoint; a training that has none yet fails in its first one
         status = self.child(name, file_size=self.random.randrange(1 << 16, 4 << 20)).wait()
         assert status == FULL
         if self.random.random() < 0.7:  # room again for a while, so that the training gets on
-            self.child(name).end(signal.SIGKILL, self.random.uniform(0.5, 1.0) * self.length)
+            self._kill(name, signal.SIGKILL)
         return True
+
+    def _begun(self, name: str) -> Path:
+        return self.folder / f'{name}.log.begun'
 
     def _ended(self, name: str) -> bool:
         return (self.folder / name / 'end.pt').exists()
