@@ -83,7 +83,7 @@ def use_checkpoint(cfg: Config, path: str) -> None:
         return
     check_checkpoint(path)
     cfg.load_from = path
-    add_hook(cfg, type='mmgdrq.CheckpointFitHook')
+    add_hook(cfg, type='mmgdrq.CheckpointFitHook', whole=True)
 
 
 def check_checkpoint(path: str) -> None:

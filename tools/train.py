@@ -35,7 +35,7 @@ def main() -> None:
         cfg.resume, cfg.load_from = True, args.resume
     if cfg.get('load_from'):
         cli.check_checkpoint(cfg.load_from)
-    cli.add_hook(cfg, type='mmgdrq.CheckpointFitHook')
+    cli.add_hook(cfg, type='mmgdrq.CheckpointFitHook', whole=bool(cfg.get('resume')))
     cli.save_whole_checkpoints(cfg)
     cli.build_runner(cfg).train()
 

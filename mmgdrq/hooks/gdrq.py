@@ -15,6 +15,7 @@ from ..registry import HOOKS
 from ..scale_clip import ScaleClip
 from ..schedule import Schedule
 from ..stages import get_stage, set_stage
+from .checkpoint import drop_code
 from .range_check import RangeCheckHook
 from .unwrap import unwrap
 
@@ -74,6 +75,10 @@ class GDRQHook(Hook):
         else:
             self._quantize(runner, model)
         runner.logger.info('mmgdrq: the quantization plan\n%s', model.gdrq_plan)
+
+    def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
+        """Leave out what mmengine would run as code."""
+        drop_code(checkpoint)
 
     def before_train(self, runner) -> None:
         """Enter the stage of the present epoch or iteration and attach Scale-Clip to the optimizers."""
