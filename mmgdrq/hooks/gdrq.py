@@ -17,7 +17,7 @@ from ..schedule import Schedule
 from ..stages import get_stage, set_stage
 from .checkpoint import drop_code
 from .range_check import RangeCheckHook
-from .unwrap import unwrap
+from .unwrap import refuse_sharding, unwrap
 
 KEYS = ('weight', 'activation', 'rules', 'stages', 'scale_clip', 'priority')
 UNCLIPPED_STAGES = ('float',)
@@ -65,6 +65,7 @@ class GDRQHook(Hook):
 
     def before_run(self, runner) -> None:
         """Quantize the model, once; checkpoints are loaded after this."""
+        refuse_sharding(runner.model)
         model = unwrap(runner.model)
         if model is self.model:
             return

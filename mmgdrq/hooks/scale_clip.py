@@ -7,7 +7,7 @@ from ..errors import ConfigError
 from ..registry import HOOKS
 from ..scale_clip import ScaleClip
 from .gdrq import optimizers_of
-from .unwrap import unwrap
+from .unwrap import refuse_sharding, unwrap
 
 
 @HOOKS.register_module()
@@ -22,6 +22,7 @@ class ScaleClipHook(Hook):
 
     def before_train(self, runner) -> None:
         """Attach the projection to the optimizers."""
+        refuse_sharding(runner.model)
         model = unwrap(runner.model)
         if not is_quantized_model(model):
             raise ConfigError(
