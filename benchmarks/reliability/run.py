@@ -15,6 +15,7 @@ import platform
 import subprocess
 import sys
 import tempfile
+import time
 import traceback
 import xml.etree.ElementTree as ET
 from pathlib import Path
@@ -42,8 +43,9 @@ def training(folder: Path, args) -> dict:
         part = folder / kind
         part.mkdir()
         run = Training(part, seed, max_keep_ckpts=1)
-        run.strike(kind, args.faults)
+        run.strike(kind, args.faults, args.seconds)
         result[kind] = dict(faults=run.struck, half_written=run.while_saving, runs=run.runs)
+        print(kind, result[kind], flush=True)
     return result
 
 
@@ -55,10 +57,11 @@ def folding(folder: Path, args) -> dict:
     for seed, kind in enumerate(KINDS):
         part = folder / kind
         part.mkdir()
-        run = Folding(part, seed)
-        while run.struck < args.faults:
-            run.strike(kind, args.faults - run.struck)
+        run, end = Folding(part, seed), time.monotonic() + args.seconds
+        while run.struck < args.faults and time.monotonic() < end:
+            run.strike(kind, 1)
         result[kind] = dict(faults=run.struck, half_written=run.while_writing)
+        print(kind, result[kind], flush=True)
     return result
 
 
@@ -106,6 +109,7 @@ def main() -> int:
     parser.add_argument('--faults', type=int, default=50, help='faults a kind')
     parser.add_argument('--examples', type=int, default=1000, help='drawn examples a property')
     parser.add_argument('--iterations', type=int, default=2000, help='of the long training')
+    parser.add_argument('--seconds', type=float, default=1800, help='time limit of the faults of one kind')
     parser.add_argument('--soak-seconds', type=float, default=3600, help='time limit of the long training')
     parser.add_argument('--out', type=Path, default=HERE / 'results.json')
     parser.add_argument('--doc', default=str(ROOT / 'docs/reliability.md'), help='page to write; empty: none')

@@ -45,13 +45,16 @@ class Training:
         config = padded_config(self.folder / name, self.folder / f'{name}.log', **self.checkpoint)
         return Child(lambda: train(config), **limits)
 
-    def strike(self, kind: str, faults: int) -> None:
-        """Train until there were so many faults of a kind; several trainings if one is too short."""
-        goal = self.struck + faults
-        while self.struck < goal:
+    def strike(self, kind: str, faults: int, limit: float = float('inf')) -> None:
+        """Train until there were so many faults of a kind; several trainings if one is too short.
+
+        After ``limit`` seconds it ends with fewer; ``struck`` counts them.
+        """
+        goal, end = self.struck + faults, time.monotonic() + limit
+        while self.struck < goal and time.monotonic() < end:
             self.runs += 1
             name = f'{kind}_{self.runs}'
-            while self.struck < goal and not self._ended(name):
+            while self.struck < goal and time.monotonic() < end and not self._ended(name):
                 struck = self._fill(name) if kind == 'full disk' else self._kill(name, SIGNALS[kind])
                 self.struck += struck
                 self.while_saving += bool(check_folder(self.folder / name)) and struck

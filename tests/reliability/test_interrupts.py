@@ -16,7 +16,7 @@ def training(tmp_path_factory) -> Training:
 
 @pytest.mark.parametrize('kind', ['SIGKILL', 'SIGTERM', 'full disk'])
 def test_training_goes_on_as_if_nothing_had_happened(training, kind):
-    training.strike(kind, 3)
+    training.strike(kind, 2)
 
 
 @pytest.mark.parametrize('kind', ['SIGKILL', 'SIGTERM', 'full disk'])
