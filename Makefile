@@ -5,10 +5,10 @@ PYTHON ?= $(shell $(VENV)/bin/python -c '' 2>/dev/null && echo $(VENV)/bin/pytho
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-zoo lint format clean
+.PHONY: help setup demo test test-zoo reliability lint format clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s%s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s%s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo 'VENV=folder says where the environment is (.venv), PYTHON=command what to make it with (python3.11).'
 
 setup: ## make the environment, or bring it up to date
@@ -24,6 +24,9 @@ test: lint ## check the style, then run all tests; ARGS= goes to pytest
 
 test-zoo: setup ## take a training step with every shipped config
 	$(BIN)/python -m pytest -m zoo tests/test_configs.py $(ARGS)
+
+reliability: setup ## kills, full disks, hostile files and a long training, for about half an hour
+	$(BIN)/python -W ignore benchmarks/reliability/run.py $(ARGS)
 
 lint: setup ## check the style
 	$(BIN)/ruff check

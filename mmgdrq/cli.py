@@ -1,11 +1,15 @@
 """What the command line tools share: options, config, data check, one-line errors."""
 
 import argparse
+import errno
 import os
 import os.path as osp
+import pickle
+import re
 import sys
 import zipfile
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, Callable
 
 from mmengine.config import Config, DictAction
@@ -16,6 +20,9 @@ from .deploy import is_deployed
 from .errors import CheckpointError, ConfigError, MMGDRQError
 
 DATA_FREE_CONFIG = 'configs/gdrq/faster_rcnn_r18_fpn_digits_w2a4.py'
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""Errors of a file system without room."""
 
 
 def add_common_options(parser: argparse.ArgumentParser) -> None:
@@ -76,7 +83,7 @@ def use_checkpoint(cfg: Config, path: str) -> None:
         return
     check_checkpoint(path)
     cfg.load_from = path
-    add_hook(cfg, type='mmgdrq.CheckpointFitHook')
+    add_hook(cfg, type='mmgdrq.CheckpointFitHook', whole=True)
 
 
 def check_checkpoint(path: str) -> None:
@@ -84,19 +91,72 @@ def check_checkpoint(path: str) -> None:
 
     Raises:
         ConfigError: it does not exist.
-        CheckpointError: it is empty or was cut off.
+        CheckpointError: it is empty, was cut off, or is something else.
     """
     if '://' in path:
         return
     if not osp.isfile(path):
         raise ConfigError(f'checkpoint: {path} does not exist')
+    damage = damage_of(path)
+    if damage:
+        raise CheckpointError(
+            f'checkpoint: {path} {damage} ({osp.getsize(path):,} bytes). Copy it again, or use an earlier one'
+        )
+
+
+def damage_of(path: str) -> str:
+    """What is wrong with a checkpoint file, as far as its frame shows; empty if nothing."""
     with open(path, 'rb') as stream:
         start = stream.read(2)
     if not start or (start == b'PK' and not zipfile.is_zipfile(path)):
+        return 'is empty or cut off'
+    return '' if start == b'PK' or start[:1] == b'\x80' else 'is not a checkpoint of torch'
+
+
+def resume_latest(cfg: Config) -> None:
+    """Let the config resume from the latest whole checkpoint of its work directory.
+
+    That is the one that ``last_checkpoint`` names, or the newest ``epoch_N.pth`` or ``iter_N.pth`` where that
+    file is missing or damaged. Without any checkpoint the training starts as it does without ``--resume``.
+
+    Raises:
+        CheckpointError: there are checkpoints, but all of them are damaged.
+    """
+    found = _checkpoints_of(Path(cfg.work_dir))
+    damaged = [str(path) for path in found if '://' not in str(path) and damage_of(path)]
+    whole = [str(path) for path in found if str(path) not in damaged]
+    if found and not whole:
         raise CheckpointError(
-            f'checkpoint: {path} is empty or cut off ({osp.getsize(path):,} bytes). Copy it again, or use '
-            'an earlier one'
+            f'--resume: no checkpoint in {cfg.work_dir} is whole, the latest is {damaged[0]}. Name one with '
+            '--resume CHECKPOINT, or use another --work-dir'
         )
+    for path in damaged[: found.index(Path(whole[0])) if whole else 0]:
+        print(f'--resume: {path} is damaged and left out')
+    cfg.resume = bool(whole)
+    if whole:
+        cfg.load_from = whole[0]
+    else:
+        print(f'--resume: {cfg.work_dir} has no checkpoint; the training starts from the beginning')
+
+
+def _checkpoints_of(folder: Path) -> list[Path]:
+    """Checkpoints of a work directory: the one that was named the last, then the others, newest first."""
+    saved = [path for path in folder.glob('*.pth') if re.fullmatch(r'(epoch|iter)_\d+', path.stem)]
+    saved.sort(key=lambda path: path.stat().st_mtime_ns, reverse=True)
+    try:
+        named = Path((folder / 'last_checkpoint').read_text().strip())
+    except (OSError, ValueError):
+        return saved
+    return [named, *(path for path in saved if path.name != named.name)] if named.is_file() else saved
+
+
+def save_whole_checkpoints(cfg: Config) -> None:
+    """Put :class:`~mmgdrq.hooks.SafeCheckpointHook` in place of mmengine's CheckpointHook."""
+    hooks = dict(cfg.get('default_hooks') or {})
+    hook = hooks.setdefault('checkpoint', dict(type='CheckpointHook', interval=1))
+    if hook and hook.get('type') in ('CheckpointHook', 'mmengine.CheckpointHook'):
+        hooks['checkpoint'] = {**hook, 'type': 'mmgdrq.CheckpointHook'}
+    cfg.default_hooks = hooks
 
 
 def check_data(cfg: Config, *splits: str) -> None:
@@ -126,6 +186,19 @@ def run_tool(main: Callable[[], None]) -> None:
         main()
     except MMGDRQError as error:
         sys.exit(_fail(error))
+    except pickle.UnpicklingError as error:
+        reason = str(error).partition('Unsupported')[2].splitlines()
+        sys.exit(
+            _fail(
+                'checkpoint: it is not loaded, because it holds more than tensors and what mmengine writes beside '
+                f'them{": unsupported" + reason[0] if reason else ""}. Such a file can run any code; take only its '
+                'tensors from a source that you trust'
+            )
+        )
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        sys.exit(_fail(f'{error}. What was saved before is whole; make room and go on with --resume'))
     except (TypeError, ValueError, KeyError, RuntimeError) as error:
         cause = error.__cause__ or error.__context__
         if isinstance(cause, MMGDRQError):
@@ -133,7 +206,7 @@ def run_tool(main: Callable[[], None]) -> None:
         raise
 
 
-def _fail(error: Exception) -> int:
+def _fail(error: object) -> int:
     print(f'error: {error}', file=sys.stderr)
     return 2
 

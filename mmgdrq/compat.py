@@ -5,24 +5,68 @@ This adds exactly those to torch's allow-list; ``weights_only`` stays on. ``geta
 pickle stores HistoryBuffer's methods, is allowed in a restricted form only.
 """
 
+import sys
+import warnings
 from typing import Any, Callable
 
 import numpy as np
 import torch
 from mmengine.logging import HistoryBuffer
 
+from .errors import CheckpointError
+
+
+class ForbiddenAttributeError(CheckpointError, AttributeError):
+    """A checkpoint asks for an attribute by which it could run code."""
+
+
 _METHODS = ('min', 'max', 'current', 'mean')
+
+
+SAFE_TORCH = (2, 6)
+"""From here on torch loads with ``weights_only`` unless told otherwise."""
+
+TESTED = {'torch': ((2, 4), (2, 13)), 'python': ((3, 9), (3, 12))}
+"""Oldest and newest version that the tests were run with; see docs/reliability.md."""
+
+
+def check_versions(torch_version: str = torch.__version__, python: tuple = sys.version_info[:2]) -> None:
+    """Warn where a version lies outside of what is tested, and where torch unpickles checkpoints as they are.
+
+    Raises:
+        ImportError: torch is too old for the model to be right.
+    """
+    found = {'torch': tuple(int(part) for part in torch_version.split('.')[:2]), 'python': tuple(python)}
+    for name, version in found.items():
+        oldest, newest = TESTED[name]
+        text = f'mmgdrq: {name} {_text(version)} was not tested; tested are {_text(oldest)} to {_text(newest)}'
+        if name == 'torch' and version < oldest:
+            raise ImportError(f'{text}. Folding would be wrong with it: install torch {_text(oldest)} or newer')
+        if not oldest <= version <= newest:
+            warnings.warn(text, stacklevel=3)
+    if found['torch'] < SAFE_TORCH:
+        warnings.warn(
+            f'mmgdrq: torch before {_text(SAFE_TORCH)} runs what a checkpoint holds when OpenMMLab loads it. Load '
+            'only checkpoints that you trust, or update torch',
+            stacklevel=3,
+        )
+
+
+def _text(version: tuple) -> str:
+    return '.'.join(map(str, version))
 
 
 def restricted_getattr(owner: Any, name: str) -> Callable:
     """``getattr`` for the statistics methods of ``HistoryBuffer`` and nothing else.
 
     Raises:
-        AttributeError: anything else was asked for.
+        ForbiddenAttributeError: anything else was asked for.
     """
     if owner is HistoryBuffer and isinstance(name, str) and name in _METHODS:
         return getattr(owner, name)
-    raise AttributeError(f'a checkpoint may not read attribute {name!r} of {owner!r}')
+    raise ForbiddenAttributeError(
+        f'checkpoint: it is not loaded, because a checkpoint may not read attribute {name!r} of {owner!r}'
+    )
 
 
 def allow_mmengine_checkpoints() -> None:
@@ -32,8 +76,7 @@ def allow_mmengine_checkpoints() -> None:
 
 
 def _allowed() -> list[Any]:
-    numpy_core = getattr(np, '_core', None) or np.core
-    functions = numpy_core.multiarray._reconstruct, numpy_core.multiarray.scalar
+    functions = np.ones(1).__reduce__()[0], np.float64(1).__reduce__()[0]  # _reconstruct and scalar
     named: list[tuple[Any, str]] = [(restricted_getattr, 'builtins.getattr')]
     for package in ('numpy.core.multiarray', 'numpy._core.multiarray'):
         named += [(function, f'{package}.{function.__name__}') for function in functions]
@@ -41,4 +84,5 @@ def _allowed() -> list[Any]:
     return [HistoryBuffer, np.ndarray, np.dtype, *dtypes, *named]
 
 
+check_versions()
 allow_mmengine_checkpoints()

@@ -1,7 +1,7 @@
 """Turn a float model into a quantized one, in place."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Optional
+from typing import Any, Callable, Optional
 
 from torch import nn
 
@@ -68,7 +68,14 @@ def prepare(model: nn.Module, plan: Plan, stage: str, follow_checkpoint: bool) -
     model.gdrq_plan = plan
     manage(model)
     init_stage(model, stage, follow_checkpoint)
-    model.register_load_state_dict_pre_hook(_check_state)
+    _before_load(model, _check_state)
+
+
+def _before_load(model: nn.Module, check: Callable) -> None:
+    if hasattr(model, 'register_load_state_dict_pre_hook'):
+        model.register_load_state_dict_pre_hook(check)
+    else:  # torch before 2.5 has it under this name only
+        model._register_load_state_dict_pre_hook(check, with_module=True)
 
 
 def check_not_empty(plan: Plan) -> None:

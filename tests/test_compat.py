@@ -5,6 +5,7 @@ import os
 import pickle
 import subprocess
 import sys
+import warnings
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ import torch
 from mmengine.logging import HistoryBuffer, MessageHub
 
 import mmgdrq
-from mmgdrq.compat import restricted_getattr
+from mmgdrq.compat import check_versions, restricted_getattr
 from tests.toy import toy_runner
 
 
@@ -187,3 +188,31 @@ class Child(HistoryBuffer):
 def test_restricted_getattr_refuses_everything_else(owner, name):
     with pytest.raises(AttributeError, match='may not read'):
         restricted_getattr(owner, name)
+
+
+# ------------------------------------------------------------------ versions
+
+
+def test_tested_versions_are_silent():
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        check_versions('2.11.0+cu130', (3, 11))
+        check_versions('2.13.0', (3, 12))
+
+
+@pytest.mark.parametrize(
+    ('torch_version', 'python', 'words'),
+    [
+        ('2.99.1', (3, 11), 'torch 2.99 was not tested'),
+        ('2.11.0', (3, 14), 'python 3.14 was not tested'),
+        ('2.4.1', (3, 11), 'only checkpoints that you trust'),
+    ],
+)
+def test_other_versions_are_named(torch_version, python, words):
+    with pytest.warns(UserWarning, match=words):
+        check_versions(torch_version, python)
+
+
+def test_a_torch_that_folds_wrongly_is_refused():
+    with pytest.raises(ImportError, match=r'torch 2\.1 was not tested.*2\.4 or newer'):
+        check_versions('2.1.2+cu121', (3, 11))

@@ -26,6 +26,7 @@ STDLIB = {
 
 ALLOWED = {
     'errors': set(),
+    'files': set(),
     'quant': {'errors', 'quant'},
     'layers': {'errors', 'quant', 'layers'},
     'edges': set(),
@@ -35,7 +36,7 @@ ALLOWED = {
     'scale_clip': {'quant', 'layers'},
     'convert': {'errors', 'layers', 'policy', 'stages'},
     'builder': {'errors', 'layers', 'policy', 'schedule', 'stages', 'convert', 'registry'},
-    'deploy': {'errors', 'quant', 'layers', 'policy', 'stages', 'convert', 'builder'},
+    'deploy': {'errors', 'files', 'quant', 'layers', 'policy', 'stages', 'convert', 'builder'},
 }
 """Part -> the other parts it may import."""
 

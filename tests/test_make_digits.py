@@ -242,6 +242,18 @@ def test_an_interrupted_run_leaves_nothing(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_what_a_killed_run_left_is_removed_by_the_next(tmp_path):
+    gone = subprocess.Popen(['true'])
+    gone.wait()
+    left = tmp_path / f'digits.partial-{gone.pid}'
+    running = tmp_path / f'digits.partial-{os.getppid()}'
+    other = tmp_path / f'scenes.partial-{gone.pid}'
+    for folder in (left, running, other):
+        (folder / 'images').mkdir(parents=True)
+    assert tool.main(command(tmp_path / 'digits', **dict.fromkeys(TINY, 1))) == 0
+    assert sorted(tmp_path.iterdir()) == sorted([tmp_path / 'digits', running, other])
+
+
 @pytest.mark.parametrize(
     ('changes', 'message'),
     [

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from mmgdrq import cli
 from mmgdrq.deploy.job import deploy
+from mmgdrq.files import write_file
 
 
 def parse_args() -> argparse.Namespace:
@@ -27,7 +28,7 @@ def main() -> None:
         raise cli.ConfigError(f'checkpoint: {args.checkpoint} is a directory; expected a checkpoint file')
     cli.use_checkpoint(cfg, args.checkpoint)
     report = deploy(cli.build_runner(cfg), args.out, args.batches)
-    Path(args.out, 'report.json').write_text(json.dumps(report.as_dict(), indent=1) + '\n')
+    write_file(Path(args.out, 'report.json'), json.dumps(report.as_dict(), indent=1) + '\n')
     print(report)
 
 

@@ -21,6 +21,7 @@ depends on the arguments alone, not on ``--workers``::
 import argparse
 import colorsys
 import functools
+import glob
 import itertools
 import json
 import multiprocessing
@@ -503,6 +504,14 @@ def differences(manifest: dict, args: DigitsArgs) -> str:
     )
 
 
+def remove_stale(out: Path):
+    """Remove the unfinished folders of runs that were killed."""
+    for folder in out.parent.glob(f'{glob.escape(out.name)}.partial-*'):
+        process = folder.name.rpartition('.partial-')[2].partition('.')[0]
+        if process.isdigit() and (int(process) == os.getpid() or not Path('/proc', process).exists()):
+            shutil.rmtree(folder)
+
+
 def publish(folder: Path, out: Path):
     """Give a finished folder its final name, in place of an earlier dataset."""
     if out.exists():
@@ -533,6 +542,7 @@ def make_digits(out: Path, args: DigitsArgs, workers: int = 1, overwrite: bool =
         return found
     if found and not overwrite:
         raise DigitsError(f"'{out}' was made with other arguments ({changed}): pass --overwrite or another --out")
+    remove_stale(out)
     folder = out.with_name(f'{out.name}.partial-{os.getpid()}')
     folder.mkdir(parents=True)
     try:

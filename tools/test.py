@@ -2,10 +2,10 @@
 
 import argparse
 import json
-from pathlib import Path
 
 from mmgdrq import cli
 from mmgdrq.errors import ConfigError
+from mmgdrq.files import write_file
 
 
 def parse_args() -> argparse.Namespace:
@@ -43,7 +43,7 @@ def main() -> None:
         cfg.test_evaluator = [*evaluators, dict(type='DumpResults', out_file_path=args.out)]
     metrics = cli.build_runner(cfg).test()
     if args.metrics:
-        Path(args.metrics).write_text(json.dumps(metrics, indent=1) + '\n')
+        write_file(args.metrics, json.dumps(metrics, indent=1) + '\n')
 
 
 if __name__ == '__main__':

@@ -30,12 +30,13 @@ def main() -> None:
     if args.auto_scale_lr:
         cfg.merge_from_dict({'auto_scale_lr.enable': True})
     if args.resume == 'auto':
-        cfg.resume, cfg.load_from = True, None
+        cli.resume_latest(cfg)
     elif args.resume:
         cfg.resume, cfg.load_from = True, args.resume
     if cfg.get('load_from'):
         cli.check_checkpoint(cfg.load_from)
-    cli.add_hook(cfg, type='mmgdrq.CheckpointFitHook')
+    cli.add_hook(cfg, type='mmgdrq.CheckpointFitHook', whole=bool(cfg.get('resume')))
+    cli.save_whole_checkpoints(cfg)
     cli.build_runner(cfg).train()
 
 

@@ -7,9 +7,7 @@ written beside its final place and renamed, so that a half-written one never has
 import copy
 import hashlib
 import json
-import os
 import shutil
-import tempfile
 from pathlib import Path
 from typing import Any, Union
 
@@ -19,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ..errors import CheckpointError
+from ..files import partial_name, remove_stale, replace_directory
 from ..layers import is_quantized
 from ..quant import pack, unpack
 from .layers import become_folded
@@ -47,8 +46,10 @@ def save_folded(folded: nn.Module, out: PathLike, config: str = '') -> Path:
     if out.exists() and not is_deployed(out):
         raise CheckpointError(f'{out}: exists and is not a deployed model, so it is not replaced. Choose another --out')
     out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f'.{out.name}.', dir=out.parent))
+    remove_stale(out)
+    temporary = partial_name(out)
     try:
+        temporary.mkdir()
         save_file(_tensors_of(folded), str(temporary / WEIGHTS))
         (temporary / CONFIG).write_text(config)
         layers = _layers_of(folded)
@@ -60,10 +61,8 @@ def save_folded(folded: nn.Module, out: PathLike, config: str = '') -> Path:
             'layers': layers,
         }
         (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1))
-        temporary.chmod(0o755)
         (temporary / WEIGHTS).chmod(0o644)
-        _flush(temporary)
-        _replace(temporary, out)
+        replace_directory(temporary, out)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return out
@@ -225,6 +224,9 @@ def _check_fit(path: Path, layers: dict[str, nn.Module], entries: dict[str, Any]
                 f'{path}: {name} has shape {entry["shape"]} and {stored} bits (weight, input), the config '
                 f'builds shape {shape} and {asked} bits. Use its own {CONFIG}'
             )
+        inputs = [list(bits[1].code_limits(signed)) for signed in (False, True)] if bits[1] else [None]
+        if entry['input'] not in inputs or entry['weight_lowest'] != (-(2 ** (asked[0] - 1)) if bits[0] else 0):
+            raise CheckpointError(f'{path}: {name} has codes that {stored} bits (weight, input) do not have')
 
 
 def _adopt_norm_affine(model: nn.Module, norm: str, tensors: dict[str, Tensor]) -> None:
@@ -252,19 +254,3 @@ def _sha256(file: Path) -> str:
         for block in iter(lambda: stream.read(1 << 20), b''):
             digest.update(block)
     return digest.hexdigest()
-
-
-def _flush(directory: Path) -> None:
-    for file in directory.iterdir():
-        with open(file, 'rb') as stream:
-            os.fsync(stream.fileno())
-
-
-def _replace(new: Path, final: Path) -> None:
-    if not final.exists():
-        os.rename(new, final)
-        return
-    old = Path(tempfile.mkdtemp(prefix=f'.{final.name}.old.', dir=final.parent))
-    os.rename(final, old / 'model')
-    os.rename(new, final)
-    shutil.rmtree(old, ignore_errors=True)

@@ -58,6 +58,7 @@ def fold(model: nn.Module, example: Example = None, pairs: Optional[Pairs] = Non
         for name, layer in list(modules.items()):
             if is_quantized(layer):
                 norm = pairs.get(name)
+                _check_finite(name, layer)
                 entries[name] = _fold_layer(layer, modules[norm] if norm else None)
                 entries[name]['norm'] = norm
     folded.gdrq_folded = entries
@@ -100,6 +101,14 @@ def check_foldable(model: nn.Module) -> None:
             raise FoldError(
                 f'fold: {name} has no activation range. Train at least one iteration, or load a checkpoint of '
                 'the quantized model'
+            )
+
+
+def _check_finite(name: str, layer: nn.Module) -> None:
+    for key, tensor in layer.state_dict().items():
+        if not bool(torch.isfinite(tensor).all()):
+            raise FoldError(
+                f'fold: {name}.{key} is not finite. Fold an earlier checkpoint, and see where NaN came from'
             )
 
 
@@ -159,5 +168,5 @@ def _input_codes(layer: nn.Module) -> tuple[Tensor, Optional[tuple[int, int]], i
     if not isinstance(quantizer, ActivationQuantizer):
         return layer.weight.new_ones(()), None, 32
     spec, signed = quantizer.spec, bool(quantizer.signed)
-    step = step_of(quantizer.threshold.detach(), spec.levels(signed))
+    step = step_of(quantizer.threshold.detach().abs(), spec.levels(signed))
     return step, spec.code_limits(signed), spec.bits

@@ -2,6 +2,15 @@
 
 from .checkpoint import CheckpointFitHook, DeployedModelHook
 from .gdrq import GDRQHook
+from .range_check import RangeCheckHook
+from .safe_checkpoint import SafeCheckpointHook
 from .scale_clip import ScaleClipHook
 
-__all__ = ['CheckpointFitHook', 'DeployedModelHook', 'GDRQHook', 'ScaleClipHook']
+__all__ = [
+    'CheckpointFitHook',
+    'DeployedModelHook',
+    'GDRQHook',
+    'RangeCheckHook',
+    'SafeCheckpointHook',
+    'ScaleClipHook',
+]

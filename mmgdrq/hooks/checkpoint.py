@@ -1,26 +1,83 @@
 """What the tools load: a checkpoint that must fit the config, or a deployed directory."""
 
+from collections.abc import Mapping
+from typing import Any
+
+import torch
 from mmengine.hooks import Hook
+from torch import Tensor, nn
 
 from ..convert import is_quantized_model, quantization_keys
 from ..deploy import load_folded
 from ..errors import CheckpointError
 from ..registry import HOOKS
-from .gdrq import unwrap
+from .unwrap import unwrap
 
 
 @HOOKS.register_module()
 class CheckpointFitHook(Hook):
-    """Refuse a quantized checkpoint for a config that builds a float model."""
+    """Refuse a checkpoint that would give another model than the config says; mmengine only logs it.
+
+    Args:
+        whole: to evaluate or to resume, every weight of the model must be in the checkpoint with its shape, finite,
+            and nothing must be left over. Without it a training starts from what fits, such as a backbone; a
+            quantized checkpoint for a float model is refused in any case.
+    """
+
+    def __init__(self, whole: bool = False) -> None:
+        self.whole = whole
 
     def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
-        """Compare the kind of the checkpoint with that of the model."""
+        """Compare the checkpoint with the model."""
+        drop_code(checkpoint)
         state = checkpoint.get('state_dict', checkpoint)
-        if quantization_keys(state) and not is_quantized_model(unwrap(runner.model)):
+        model = unwrap(runner.model)
+        if quantization_keys(state) and not is_quantized_model(model):
             raise CheckpointError(
                 'checkpoint: it belongs to a quantized model, but this config builds a float one, which would '
                 'be something else than what was trained. Use the config it was trained with'
             )
+        if self.whole:
+            _check_tensors(model.state_dict(), state)
+            _check_keys_while_loading(model)
+
+
+def drop_code(checkpoint: dict[str, Any]) -> None:
+    """Remove the config text that mmengine would run as Python when it resumes; what mmengine saves has none."""
+    meta = checkpoint.get('meta')
+    if isinstance(meta, dict):
+        meta.pop('config', None)
+
+
+def _check_tensors(expected: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
+    for key, tensor in state.items():
+        key = key.removeprefix('module.')
+        asked = expected[key].shape if key in expected else tensor.shape
+        if tensor.shape != asked:
+            raise CheckpointError(
+                f'checkpoint: {key} has shape {tuple(tensor.shape)}, but the config builds {tuple(asked)}. '
+                'Use the config it was trained with'
+            )
+        if not bool(torch.isfinite(tensor).all()):
+            raise CheckpointError(f'checkpoint: {key} is not finite. Use an earlier checkpoint of this training')
+
+
+def _check_keys_while_loading(model: nn.Module) -> None:
+    """Layers may rename keys of older versions, so what is missing is known only when they have loaded."""
+
+    def check(module: nn.Module, keys) -> None:
+        handle.remove()
+        missing = [key for key in keys.missing_keys if not key.endswith('num_batches_tracked')]
+        for found, text in (
+            (missing, 'is in the model that the config builds, but not in the file'),
+            (keys.unexpected_keys, 'is in the file, but not in the model that the config builds'),
+        ):
+            if found:
+                raise CheckpointError(
+                    f'checkpoint: {found[0]} {text} ({len(found)} such tensors). Use the config it was trained with'
+                )
+
+    handle = model.register_load_state_dict_post_hook(check)
 
 
 @HOOKS.register_module()

@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Optional
 
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
 from mmengine.optim import OptimWrapperDict
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -17,6 +16,9 @@ from ..registry import HOOKS
 from ..scale_clip import ScaleClip
 from ..schedule import Schedule
 from ..stages import get_stage, set_stage
+from .checkpoint import drop_code
+from .range_check import RangeCheckHook
+from .unwrap import refuse_sharding, unwrap
 
 KEYS = ('weight', 'activation', 'rules', 'stages', 'scale_clip', 'execution', 'priority')
 UNCLIPPED_STAGES = ('float',)
@@ -61,11 +63,13 @@ class GDRQHook(Hook):
         self.schedule = Schedule.from_config(stages)
         self.scale_clip = scale_clip
         self.execution = execution
+        self.range_check = RangeCheckHook()
         self.model: Optional[nn.Module] = None
         self.projection: Optional[ScaleClip] = None
 
     def before_run(self, runner) -> None:
         """Quantize the model, once; checkpoints are loaded after this."""
+        refuse_sharding(runner.model)
         model = unwrap(runner.model)
         if model is self.model:
             return
@@ -78,6 +82,10 @@ class GDRQHook(Hook):
         if self.execution is not None:
             runner.logger.info('mmgdrq: %s', set_execution(model, **self.execution))
         runner.logger.info('mmgdrq: the quantization plan\n%s', model.gdrq_plan)
+
+    def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
+        """Leave out what mmengine would run as code."""
+        drop_code(checkpoint)
 
     def before_train(self, runner) -> None:
         """Enter the stage of the present epoch or iteration and attach Scale-Clip to the optimizers."""
@@ -96,6 +104,11 @@ class GDRQHook(Hook):
     def before_train_iter(self, runner, batch_idx: int, data_batch=None) -> None:
         """Enter a new stage when its time has come."""
         self._enter(runner)
+        self.range_check.before_train_iter(runner, batch_idx)
+
+    def after_train_iter(self, runner, batch_idx: int, data_batch=None, outputs: Optional[dict] = None) -> None:
+        """Warn of inputs that do not fit their range."""
+        self.range_check.after_train_iter(runner, batch_idx)
 
     def _manage_built(self, model: nn.Module) -> None:
         given = [key for key, value in self.quant.items() if value]
@@ -142,11 +155,6 @@ class GDRQHook(Hook):
             freeze_batch_norm(self.model)
         if self.projection is not None:
             self.projection.enabled = stage not in UNCLIPPED_STAGES
-
-
-def unwrap(model: nn.Module) -> nn.Module:
-    """The model inside a distributed wrapper."""
-    return model.module if is_model_wrapper(model) else model
 
 
 def optimizers_of(runner) -> list:

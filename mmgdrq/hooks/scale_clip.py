@@ -6,7 +6,8 @@ from ..convert import is_quantized_model
 from ..errors import ConfigError
 from ..registry import HOOKS
 from ..scale_clip import ScaleClip
-from .gdrq import optimizers_of, unwrap
+from .gdrq import optimizers_of
+from .unwrap import refuse_sharding, unwrap
 
 
 @HOOKS.register_module()
@@ -21,6 +22,7 @@ class ScaleClipHook(Hook):
 
     def before_train(self, runner) -> None:
         """Attach the projection to the optimizers."""
+        refuse_sharding(runner.model)
         model = unwrap(runner.model)
         if not is_quantized_model(model):
             raise ConfigError(

@@ -32,6 +32,8 @@ FLOAT, CLIP, QUANTIZE = 'float', 'clip', 'quantize'
 
 MEAN_RULES = ('mean', 'active_mean')
 """Ranges whose statistic is a by-product of quantizing."""
+LEARNED_FLOOR = 1e-8
+"""Smallest learned range; below the floor of a step it would get no gradient any more."""
 
 
 class _Quantizer(nn.Module):
@@ -53,6 +55,11 @@ class _Quantizer(nn.Module):
                 'its float weights'
             )
         super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def _keep_positive(self, learned: Tensor) -> None:
+        """A learned range that an optimizer step took below zero goes on from its mirror image."""
+        if self.spec.range == 'learned' and self.is_ready():
+            learned.data.abs_().clamp_(min=LEARNED_FLOOR)
 
     def extra_repr(self) -> str:
         return f'{self.describe(self.format)}, range={self.spec.range}'
@@ -123,6 +130,7 @@ class WeightQuantizer(_Quantizer):
             return weight_range(weight, self.spec)
         if not self.is_ready():
             self.renew(weight)
+        self._keep_positive(self.alpha)
         return self.alpha
 
     def is_ready(self) -> bool:
@@ -142,6 +150,11 @@ class WeightQuantizer(_Quantizer):
         """Switch the mode; what was kept of the weight is forgotten."""
         self.cache.clear()
         return super().train(mode)
+
+    def _save_to_state_dict(self, *args) -> None:
+        if self.stateful:
+            self._keep_positive(self.alpha)
+        super()._save_to_state_dict(*args)
 
     def _load_from_state_dict(self, *args) -> None:
         super()._load_from_state_dict(*args)
@@ -201,6 +214,7 @@ class ActivationQuantizer(_Quantizer):
             self.observe(x)
         if not self.is_ready():
             return self._without_range(x)
+        self._keep_positive(self.threshold)
         if self.mode == CLIP:
             return clip_activation(x, self.threshold.detach(), self._signed)
         levels, limits = self.spec.levels(self._signed), self.spec.code_limits(self._signed)
@@ -321,6 +335,7 @@ class ActivationQuantizer(_Quantizer):
 
     def _save_to_state_dict(self, destination, prefix, keep_vars) -> None:
         self.update()
+        self._keep_positive(self.threshold)
         super()._save_to_state_dict(destination, prefix, keep_vars)
 
     def _load_from_state_dict(self, state_dict, prefix, *args) -> None:

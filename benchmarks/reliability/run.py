@@ -1,0 +1,137 @@
+"""The long form of tests/reliability: many faults of every kind, many inputs, a long training.
+
+    python benchmarks/reliability/run.py                        # 50 faults a kind, 2,000 iterations; about 30 minutes
+    python benchmarks/reliability/run.py --only soak            # one part; the other results stay
+    python benchmarks/reliability/run.py --faults 2 --examples 20 --iterations 40 --out /tmp/r.json --doc ''
+
+Writes results.json beside this file, and docs/reliability.md from it.
+"""
+
+import argparse
+import datetime
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+import xml.etree.ElementTree as ET
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
+sys.path[:0] = [str(ROOT), str(HERE)]
+KINDS = ('SIGKILL', 'SIGTERM', 'full disk')
+PARTS = ('training', 'folding', 'tests', 'soak')
+TEST_FILES = {
+    'numerics': 'tests/reliability/test_numerics.py',
+    'checkpoints': 'tests/reliability/test_checkpoints.py',
+    'hostile': 'tests/reliability/test_hostile.py',
+    'pickles': 'tests/test_compat.py',
+    'life cycles': 'tests/hooks/test_lifecycle.py',
+}
+
+
+def training(folder: Path, args) -> dict:
+    """Faults at random moments of training and saving."""
+    from tests.reliability.scenarios import Training
+
+    result = {}
+    for seed, kind in enumerate(KINDS):
+        part = folder / kind
+        part.mkdir()
+        run = Training(part, seed, max_keep_ckpts=1)
+        run.strike(kind, args.faults, args.seconds)
+        result[kind] = dict(faults=run.struck, half_written=run.while_saving, runs=run.runs)
+        print(kind, result[kind], flush=True)
+    return result
+
+
+def folding(folder: Path, args) -> dict:
+    """Faults at random moments of writing a deployed model over an earlier one."""
+    from tests.reliability.scenarios import Folding
+
+    result = {}
+    for seed, kind in enumerate(KINDS):
+        part = folder / kind
+        part.mkdir()
+        run, end = Folding(part, seed), time.monotonic() + args.seconds
+        while run.struck < args.faults and time.monotonic() < end:
+            run.strike(kind, 1)
+        result[kind] = dict(faults=run.struck, half_written=run.while_writing)
+        print(kind, result[kind], flush=True)
+    return result
+
+
+def tests(folder: Path, args) -> dict:
+    """The tests of inputs, settings and files, with more examples where examples are drawn."""
+    result = {}
+    environment = {**os.environ, 'MMGDRQ_EXAMPLES': str(args.examples)}
+    for name, file in TEST_FILES.items():
+        report = folder / f'{Path(file).stem}.xml'
+        command = [sys.executable, '-m', 'pytest', '-q', '-p', 'no:cacheprovider', f'--junitxml={report}', file]
+        subprocess.run(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, check=False)
+        suite = ET.parse(report).getroot()[0]
+        drawn = (ROOT / file).read_text().count('\n@given')
+        bad = int(suite.get('failures')) + int(suite.get('errors'))
+        cases = int(suite.get('tests')) - drawn
+        result[name] = dict(cases=cases, drawn=drawn * args.examples, failed=bad, skipped=int(suite.get('skipped')))
+    return result
+
+
+def soak(folder: Path, args) -> dict:
+    """A long training."""
+    from soak import soak as run
+
+    return run(folder, args.iterations, args.soak_seconds)
+
+
+def environment() -> dict:
+    """What the figures belong to."""
+    import mmengine
+    import torch
+
+    names = [
+        line.split(':')[1].strip() for line in Path('/proc/cpuinfo').read_text().splitlines() if 'model name' in line
+    ]
+    return dict(
+        cpu=f'{os.cpu_count()} CPU cores, no GPU ({names[0] if names else platform.machine()})',
+        date=datetime.date.today().isoformat(),
+        versions=f'Python {platform.python_version()}, torch {torch.__version__}, mmengine {mmengine.__version__}',
+    )
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--only', nargs='+', choices=PARTS, default=PARTS)
+    parser.add_argument('--faults', type=int, default=50, help='faults a kind')
+    parser.add_argument('--examples', type=int, default=1000, help='drawn examples a property')
+    parser.add_argument('--iterations', type=int, default=2000, help='of the long training')
+    parser.add_argument('--seconds', type=float, default=1800, help='time limit of the faults of one kind')
+    parser.add_argument('--soak-seconds', type=float, default=3600, help='time limit of the long training')
+    parser.add_argument('--out', type=Path, default=HERE / 'results.json')
+    parser.add_argument('--doc', default=str(ROOT / 'docs/reliability.md'), help='page to write; empty: none')
+    args = parser.parse_args()
+    results = json.loads(args.out.read_text()) if args.out.exists() else {}
+    failed = False
+    for part in args.only:
+        with tempfile.TemporaryDirectory() as folder:
+            try:
+                result = dict(result=globals()[part](Path(folder), args))
+            except Exception:
+                traceback.print_exc()
+                result, failed = dict(error=traceback.format_exc().splitlines()[-1]), True
+        results[part] = {**result, **environment()}
+        print(part, json.dumps(results[part]), flush=True)
+        args.out.write_text(json.dumps(results, indent=1) + '\n')
+    if args.doc:
+        from page import page
+
+        Path(args.doc).write_text(page(results))
+    return int(failed)
+
+
+if __name__ == '__main__':
+    sys.exit(main())
