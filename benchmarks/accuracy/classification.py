@@ -147,6 +147,7 @@ def _schedule(model: nn.Module, row: Row, budget: Budget):
 
 def _groups(model: nn.Module) -> list[dict[str, Any]]:
     """Weight decay for the weights; none for BN, biases and ranges."""
-    decayed = [p for p in model.parameters() if p.dim() > 1]
-    others = [p for p in model.parameters() if p.dim() <= 1]
+    named = list(model.named_parameters())
+    decayed = [p for name, p in named if name.endswith('weight') and p.dim() > 1]
+    others = [p for p in model.parameters() if not any(p is d for d in decayed)]
     return [dict(params=decayed, weight_decay=1e-4), dict(params=others, weight_decay=0.0)]
