@@ -11,7 +11,7 @@ from pathlib import Path
 from rows import select
 from store import RESULTS, commit, path_of, save
 
-TASKS = ('classification',)
+TASKS = ('classification', 'detection', 'segmentation')
 
 
 def main() -> None:
