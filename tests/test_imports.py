@@ -36,6 +36,7 @@ ALLOWED = {
     'scale_clip': {'quant', 'layers'},
     'convert': {'errors', 'layers', 'policy', 'stages'},
     'builder': {'errors', 'layers', 'policy', 'schedule', 'stages', 'convert', 'registry'},
+    'analysis': {'quant', 'layers', 'analysis'},
     'deploy': {'errors', 'files', 'quant', 'layers', 'policy', 'stages', 'convert', 'builder'},
 }
 """Part -> the other parts it may import."""

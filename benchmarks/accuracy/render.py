@@ -1,0 +1,139 @@
+"""Render docs/results.md from the json files of the runs: python benchmarks/accuracy/render.py"""
+
+import argparse
+from pathlib import Path
+from statistics import mean, stdev
+
+from rows import BITS, HEADLINE, PEERS, ROWS
+from store import RESULTS, load
+
+OUT = Path(__file__).resolve().parents[2] / 'docs' / 'results.md'
+TITLES = {
+    'classification': ('Classification: ResNet-20 on JPEG-compressed CIFAR-10', 'top-1'),
+    'detection': ('Detection: Faster R-CNN (ResNet-18, FPN) on scenes of digits', 'AP'),
+    'segmentation': ('Segmentation: FCN (ResNet-18) on scenes of digits', 'mIoU'),
+}
+TARGETS = {'gdrq-w2a4': 1.0, 'gdrq-w4a4': 0.3}
+GROUPS = {HEADLINE: 'Main rows', BITS: 'Other bit-widths', PEERS: 'Other methods and libraries', 'ablation': 'Ablation'}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('--results', type=Path, default=RESULTS)
+    parser.add_argument('--out', type=Path, default=OUT)
+    args = parser.parse_args()
+    parts = [INTRODUCTION, distribution(args.results)]
+    parts += [section(task, *title, args.results) for task, title in TITLES.items()]
+    args.out.write_text('\n\n'.join(part for part in parts if part) + '\n')
+    print(args.out)
+
+
+INTRODUCTION = """# Measured accuracy
+
+Everything here is rendered by `python benchmarks/accuracy/render.py` from the runs in
+`benchmarks/accuracy/results/`; each run says its commit, day and machine. The budgets are those of a CPU: minutes a
+row, from the same float weights, with the same schedule for every row. They compare rules; they are not the accuracy
+that a full training reaches. The image layer and the prediction layers have 8 bits in every row."""
+
+
+def distribution(root: Path) -> str:
+    """Figure 5 and the trained network before and after Scale-Clip."""
+    runs = {run['row']: run for run in load('distribution', root)}
+    parts = ['## Distributions']
+    if 'figure5' in runs:
+        parts.append(_figure5(runs['figure5']))
+    if 'network' in runs:
+        parts.append(_network(runs['network']))
+    return '\n\n'.join(parts) if runs else ''
+
+
+def _figure5(run: dict) -> str:
+    rows = [(r['distribution'], str(r['bits']), f'{r["loss"]:.3f}', f'{r["alpha"]:.2f}') for r in run['rows']]
+    return '\n\n'.join(
+        [
+            "Quantized-loss (p = 1, two's complement grid) at its best range, as in the paper's figure 5, on "
+            '200,000 samples:',
+            table(('distribution', 'bits', 'quantized-loss', 'alpha* / mean\\|w\\|'), rows),
+            '![quantized-loss over alpha](images/figure5.png)',
+            f'`python benchmarks/accuracy/distribution.py`, {stamp([run])}',
+        ]
+    )  # fmt: skip
+
+
+def _network(run: dict) -> str:
+    names = {'before': 'float', 'after': 'after Scale-Clip', 'quantized': 'after quantized training'}
+    rows = []
+    for key, values in run['rows'].items():
+        cells = ('weight_loss', 'weight_gap', 'input_loss', 'input_gap')
+        rows.append((names[key], *(f'{values[c]:.3f}' for c in cells)))
+    layers = next(iter(run['rows'].values()))['layers']
+    head = ('checkpoint', 'weight: quantized-loss', 'weight: distance', 'input: quantized-loss', 'input: distance')
+    pictures = '\n'.join(f'![weights: {names[key]}](images/weights_{key}.png)' for key in run['rows'])
+    return '\n\n'.join(
+        [
+            f'A trained detector (`{run["config"]}`), mean over its {layers} layers with 2-bit weights and 4-bit '
+            'inputs. Quantized-loss at the range of the rule; distance: Kolmogorov-Smirnov, of the magnitudes to the '
+            'uniform distribution with the same mean. Lower is better.',
+            table(head, rows),
+            pictures,
+            f'`python benchmarks/accuracy/distribution.py --config ... --before ... --after ...`, {stamp([run])}',
+        ]
+    )  # fmt: skip
+
+
+def section(task: str, title: str, metric: str, root: Path) -> str:
+    """One task: a table for every group of rows, and which targets are reached."""
+    runs = list(load(task, root))
+    if not runs:
+        return f'## {title}\n\nNot measured yet: `python benchmarks/accuracy/run.py {task}`.'
+    values = {row.name: [run[metric] for run in runs if run['row'] == row.name] for row in ROWS}
+    reference = mean(values['float']) if values['float'] else None
+    parts = [f'## {title}', f'{runs[0]["budget"]}. {metric} in percent.']
+    for group, name in GROUPS.items():
+        rows = [_row(row, values[row.name], reference) for row in ROWS if row.group == group and values[row.name]]
+        if rows:
+            parts += [f'**{name}**', table(('row', metric, 'to float', 'seeds', 'what'), rows)]
+    parts += [verdict(values, reference), f'`python benchmarks/accuracy/run.py {task}`, {stamp(runs)}']
+    return '\n\n'.join(part for part in parts if part)
+
+
+def verdict(values: dict[str, list[float]], reference) -> str:
+    """Whether the rows reach their targets and stay ahead of the other methods."""
+    if reference is None:
+        return ''
+    lines = []
+    for name, limit in TARGETS.items():
+        if values[name]:
+            lost = reference - mean(values[name])
+            state = 'reached' if lost < limit else '**not reached**'
+            lines.append(
+                f'- {name} loses {lost:.2f} points to float at this budget; aim: less than {limit:g}: {state}.'
+            )
+    rivals = [name for name in ('lsq-w2a4', 'minmax-w2a4', 'brevitas-w2a4') if values[name]]
+    for name in rivals if values['gdrq-w2a4'] else ():
+        ahead = mean(values['gdrq-w2a4']) - mean(values[name])
+        lines.append(f'- gdrq-w2a4 is {abs(ahead):.2f} points {"above" if ahead >= 0 else "**below**"} {name}.')
+    return '\n'.join(lines)
+
+
+def _row(row, values: list[float], reference) -> tuple[str, ...]:
+    spread = f' ± {stdev(values):.2f}' if len(values) > 1 else ''
+    change = '' if reference is None else f'{mean(values) - reference:+.2f}'
+    return row.name, f'{mean(values):.2f}{spread}', change, str(len(values)), row.about
+
+
+def table(head, rows) -> str:
+    """A markdown table."""
+    lines = [head, ['---'] * len(head), *rows]
+    return '\n'.join('| ' + ' | '.join(line) + ' |' for line in lines)
+
+
+def stamp(runs: list[dict]) -> str:
+    """Days and machines of runs."""
+    days = sorted({run['date'] for run in runs})
+    days = days[0] if len(days) == 1 else f'{days[0]} to {days[-1]}'
+    return f'{days}, {"; ".join(sorted({run["machine"] for run in runs}))}.'
+
+
+if __name__ == '__main__':
+    main()

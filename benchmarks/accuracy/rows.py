@@ -1,0 +1,102 @@
+"""The rows of the accuracy tables: what is quantized how. The same rows serve every task."""
+
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any
+
+WHOLE = -1
+
+
+@dataclass(frozen=True)
+class Row:
+    """One way to quantize.
+
+    Attributes:
+        name: of the row and of its result files.
+        about: what the reader should know.
+        group: part of the table it belongs to.
+        quant: ``weight`` and ``activation`` of ``mmgdrq.quantize``; None: float, or another library.
+        reshape: share of the training that is spent on Scale-Clip without rounding.
+        scale_clip: whether weights are projected after each step.
+        library: who quantizes.
+    """
+
+    name: str
+    about: str
+    group: str = 'ablation'
+    quant: Any = None
+    reshape: float = 0.0
+    scale_clip: bool = True
+    library: str = 'mmgdrq'
+
+
+def _gdrq(weight: dict, activation: dict) -> dict[str, Any]:
+    return dict(weight=weight, activation=activation)
+
+
+def _w2a4(**weight) -> dict[str, Any]:
+    return _gdrq(dict(bits=2, **weight), dict(bits=4))
+
+
+def _w2(**activation) -> dict[str, Any]:
+    return _gdrq(dict(bits=2), dict(bits=4, **activation))
+
+
+def _lsq(weight: int, activation: int) -> dict[str, Any]:
+    return _gdrq(
+        dict(bits=weight, range='learned', group_size=WHOLE, narrow_range=False),
+        dict(bits=activation, range='learned'),
+    )
+
+
+HEADLINE, BITS, PEERS = 'headline', 'bits', 'peers'
+
+ROWS = (
+    Row('float', 'float, the same number of further steps', HEADLINE, library='float'),
+    Row('gdrq-w2a4', 'the defaults: mean ranges per filter, Scale-Clip', HEADLINE, _w2a4()),
+    Row('lsq-w2a4', 'LSQ: learned ranges, one a layer, no Scale-Clip', HEADLINE, _lsq(2, 4), scale_clip=False),
+    Row(
+        'minmax-w2a4',
+        'min-max ranges, weights per filter, no Scale-Clip',
+        HEADLINE,
+        _gdrq(dict(bits=2, range='minmax'), dict(bits=4, range='minmax')),
+        scale_clip=False,
+    ),
+    Row('gdrq-w4a4', 'the defaults', HEADLINE, _gdrq(dict(bits=4), dict(bits=4))),
+    Row('brevitas-w2a4', 'brevitas: weight scales per filter, learned input scales', PEERS, library='brevitas'),
+    Row('gdrq-w8a8', 'the defaults', BITS, _gdrq(dict(bits=8), dict(bits=8))),
+    Row('gdrq-w2a2', 'the defaults', BITS, _gdrq(dict(bits=2), dict(bits=2))),
+    Row('lsq-w4a4', 'LSQ at 4 bits', PEERS, _lsq(4, 4), scale_clip=False),
+    Row('reshape-w2a4', 'a quarter of the steps without rounding, then the defaults', quant=_w2a4(), reshape=0.25),
+    Row('no-scale-clip-w2a4', 'mean ranges, no projection', quant=_w2a4(), scale_clip=False),
+    Row('twos-complement-w2a4', 'codes -2 to 1, k = 2', quant=_w2a4(narrow_range=False)),
+    Row('learned-input-w2a4', 'learned input ranges', quant=_w2(range='learned')),
+    Row('group4-w2a4', '4 filters share a range', quant=_w2a4(group_size=4)),
+    Row('group16-w2a4', '16 filters share a range', quant=_w2a4(group_size=16)),
+    Row('layer-w2a4', 'one range a layer', quant=_w2a4(group_size=WHOLE)),
+    Row('search-w2a4', 'weight ranges by search (p = 2)', quant=_w2a4(range='search')),
+    Row('learned-w2a4', 'weight and input ranges learned, per filter, Scale-Clip',
+        quant=_gdrq(dict(bits=2, range='learned'), dict(bits=4, range='learned'))),
+    Row('k1-w2a4', 'k = 1 for codes -2 to 1', quant=_w2a4(narrow_range=False, k=1.0)),
+    Row('k4-w2a4', 'k = 4 for codes -2 to 1', quant=_w2a4(narrow_range=False, k=4.0)),
+    Row('mean-input-k5-w2a4', 'T = 5 mean|A|', quant=_w2(range='mean', k=5.0)),
+    Row('mean-input-k12-w2a4', 'T = 12 mean|A|', quant=_w2(range='mean', k=12.0)),
+    Row('search-input-w2a4', 'input ranges by search (p = 2)', quant=_w2(range='search')),
+    Row('active-k3-w2a4', 'T = 3 mean of the non-zero |A|', quant=_w2(k=3.0)),
+    Row('active-k5-w2a4', 'T = 5 mean of the non-zero |A|', quant=_w2(k=5.0)),
+)  # fmt: skip
+
+
+def select(pattern: str) -> list[Row]:
+    """Rows whose name or group matches a glob, or one of several with commas between.
+
+    Raises:
+        ValueError: a part of the pattern matches nothing.
+    """
+    chosen = []
+    for part in pattern.split(','):
+        found = [row for row in ROWS if fnmatchcase(row.name, part) or fnmatchcase(row.group, part)]
+        if not found:
+            raise ValueError(f'no row matches {part!r}. There are {", ".join(row.name for row in ROWS)}')
+        chosen += [row for row in found if row not in chosen]
+    return chosen

@@ -1,0 +1,47 @@
+"""Accuracy of the rows: python benchmarks/accuracy/run.py classification --data FOLDER --rows headline --seeds 3
+
+Each run (row and seed) leaves a json file under results/; runs that have one are not done again.
+"""
+
+import argparse
+import importlib
+import time
+from pathlib import Path
+
+from rows import select
+from store import RESULTS, commit, path_of, save
+
+TASKS = ('classification', 'detection', 'segmentation')
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('task', choices=TASKS)
+    parser.add_argument('--data', type=Path, default=Path('data'), help='folder of the data set')
+    parser.add_argument('--rows', default='*', help='globs over names or groups of rows, separated by commas')
+    parser.add_argument('--seeds', type=int, default=1, help='number of seeds')
+    parser.add_argument('--work', type=Path, default=Path('work_dirs/accuracy'), help='folder for intermediate files')
+    parser.add_argument('--results', type=Path, default=RESULTS)
+    parser.add_argument('--list', action='store_true', help='list the rows and which runs are done')
+    args = parser.parse_args()
+    rows = select(args.rows)
+    if args.list:
+        for row in rows:
+            done = [s for s in range(args.seeds) if path_of(args.task, row.name, s, args.results).exists()]
+            print(f'{row.group:10}{row.name:24}{len(done)} of {args.seeds} done  {row.about}')
+        return
+    task = importlib.import_module(args.task)
+    args.work.mkdir(parents=True, exist_ok=True)
+    for seed in range(args.seeds):
+        for row in rows:
+            if path_of(args.task, row.name, seed, args.results).exists():
+                continue
+            started = time.time()
+            result = task.run(row, seed, args.data, args.work)
+            result['minutes'] = round((time.time() - started) / 60, 1)
+            save(args.task, row.name, seed, dict(result, commit=commit()), args.results)
+            print(f'{row.name} seed {seed}: ' + ', '.join(f'{m} {result[m]:.2f}' for m in task.METRICS), flush=True)
+
+
+if __name__ == '__main__':
+    main()

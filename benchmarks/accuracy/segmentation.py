@@ -1,0 +1,8 @@
+"""A small FCN on scenes of handwritten digits (``python tools/make_digits.py``)."""
+
+from openmmlab import Experiment
+
+TASK = 'segmentation'
+METRICS = ('mIoU',)
+EXPERIMENT = Experiment('configs/gdrq/fcn_r18_digits.py', {'mIoU': ('mIoU', 1)}, epochs=2)
+run = EXPERIMENT.run

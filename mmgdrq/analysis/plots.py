@@ -1,0 +1,70 @@
+"""Pictures of the distributions; needs matplotlib, which OpenMMLab brings along."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import matplotlib
+from torch import Tensor
+from torch.nn import Module
+
+matplotlib.use('Agg')
+import matplotlib.pyplot as plt
+
+from ..layers import WeightQuantizer, is_quantized
+from ..quant import group_mean_abs, per_filter
+
+LAYERS = 4
+"""Layers in a picture."""
+
+
+def plot_weights(models: Mapping[str, Module], path: Path, layers: Sequence[str] = ()) -> None:
+    """Histograms of weights in units of their group's mean magnitude, one row a model.
+
+    A uniform distribution is flat from -2 to 2 there.
+
+    Args:
+        models: title -> a converted model; all of the same architecture.
+        path: png or svg file.
+        layers: names of the layers; by default some that are spread over the network.
+    """
+    first = next(iter(models.values()))
+    layers = layers or spread([name for name, m in first.named_modules() if has_low_bits(m)], LAYERS)
+    figure, axes = plt.subplots(len(models), len(layers), squeeze=False, sharex=True)
+    figure.set_size_inches(3 * len(layers), 2.2 * len(models))
+    for row, (title, model) in zip(axes, models.items()):
+        for axis, name in zip(row, layers):
+            axis.hist(relative_weight(model.get_submodule(name)), bins=81, range=(-4, 4), density=True)
+            axis.set_title(f'{title}\n{name}', fontsize=8)
+            axis.set_yticks([])
+    for axis in axes[-1]:
+        axis.set_xlabel('w / mean|w|', fontsize=8)
+    figure.tight_layout()
+    figure.savefig(path, dpi=90)
+    plt.close(figure)
+
+
+def relative_weight(layer: Module) -> Tensor:
+    """All elements of a layer's weight in units of the mean magnitude of their group."""
+    weight, spec = layer.weight.detach(), layer.weight_quantizer.spec
+    scale = per_filter(group_mean_abs(weight, spec.group_size), weight.shape[0], spec.group_size)
+    return (weight.flatten(1) / scale.clamp(min=1e-12)[:, None]).flatten()
+
+
+def has_low_bits(module: Module) -> bool:
+    """Whether the weight of a layer is quantized below 8 bits."""
+    return is_quantized(module) and isinstance(module.weight_quantizer, WeightQuantizer) and _bits(module) < 8
+
+
+def spread(names: Sequence[str], count: int) -> list[str]:
+    """At most ``count`` names, evenly spread.
+
+    >>> spread(['a', 'b', 'c', 'd', 'e'], 3)
+    ['a', 'c', 'e']
+    """
+    if len(names) <= count:
+        return list(names)
+    return [names[round(i * (len(names) - 1) / (count - 1))] for i in range(count)]
+
+
+def _bits(module: Module) -> int:
+    return module.weight_quantizer.spec.bits
