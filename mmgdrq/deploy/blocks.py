@@ -169,7 +169,9 @@ def _weight(g, block: Block, refinement: int):
         return _constant(g, codes * (block.scale / step).reshape(shape))
     integers = _packed(g, codes, block, refinement) if block.bits < 8 else _constant(g, codes.to(torch.int8))
     scale = _constant(g, (_units(block) / step / refinement).float())
-    return g.op('DequantizeLinear', integers, scale, _constant(g, torch.zeros(len(block.scale), dtype=torch.int8)), axis_i=0)
+    return g.op(
+        'DequantizeLinear', integers, scale, _constant(g, torch.zeros(len(block.scale), dtype=torch.int8)), axis_i=0
+    )
 
 
 def _packed(g, codes: Tensor, block: Block, refinement: int):

@@ -1,5 +1,6 @@
 """Write the dense parts of a folded model as standard ONNX graphs."""
 
+import hashlib
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +18,9 @@ from .seams import Part, example_inputs, parts_of
 OPSET = 17
 
 
-def export(folded: nn.Module, run: Callable[[nn.Module], object], out: Path, profile: str = 'openvino') -> dict[str, Any]:
+def export(
+    folded: nn.Module, run: Callable[[nn.Module], object], out: Path, profile: str = 'openvino'
+) -> dict[str, Any]:
     """Write ``<part>.onnx`` for every dense part of a folded OpenMMLab model.
 
     Args:
@@ -27,8 +30,8 @@ def export(folded: nn.Module, run: Callable[[nn.Module], object], out: Path, pro
         profile: the form of the quantized blocks, see :mod:`mmgdrq.deploy.blocks`.
 
     Returns:
-        Part name -> ``file``, ``tree`` (the structure of its results), ``blocks`` (number of quantized blocks),
-        ``dynamic`` (whether batch and image size may change).
+        Part name -> ``file``, ``tree`` (the structure of its results), ``blocks`` (number of quantized blocks) and
+        ``sha256``.
 
     Raises:
         ExportError: an unknown profile, a model without a known seam, an operator that ONNX lacks.
@@ -82,7 +85,8 @@ def _export_part(part: Part, x: Tensor, out: Path, exported: list[Block]) -> dic
             )
     except (RuntimeError, torch.onnx.errors.OnnxExporterError) as error:
         raise ExportError(f'export: {part.name} does not become ONNX: {str(error).splitlines()[0]}') from error
-    return dict(file=path.name, tree=pytree.treespec_dumps(module.tree), blocks=len(exported))
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    return dict(file=path.name, tree=pytree.treespec_dumps(module.tree), blocks=len(exported), sha256=digest)
 
 
 def _free_axes(name: str, result: Tensor, free: dict[int, str]) -> dict[int, str]:

@@ -141,7 +141,9 @@ def example_inputs(parts: list[Part], run: Callable[[], object]) -> dict[str, Te
             undo()
     missing = [part.name for part in parts if part.name not in seen]
     if missing:
-        raise ExportError(f'export: the sample images never reached {", ".join(missing)} (no detections?). Use more images')
+        raise ExportError(
+            f'export: the sample images never reached {", ".join(missing)} (no detections?). Use more images'
+        )
     return seen
 
 
