@@ -3,7 +3,7 @@
 from . import compat
 from .builder import build_quantized
 from .convert import quantize
-from .deploy import fold
+from .deploy import fold, load_deployed
 from .hooks import GDRQHook, ScaleClipHook
 from .layers import Conv2d, Linear, set_execution
 from .policy import make_plan as plan
@@ -22,6 +22,7 @@ __all__ = [
     'compat',
     'fold',
     'get_stage',
+    'load_deployed',
     'plan',
     'quantize',
     'set_execution',

@@ -10,7 +10,7 @@ import sys
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any, Callable, Optional
 
 from mmengine.config import Config, DictAction
 from mmengine.registry import RUNNERS
@@ -69,7 +69,7 @@ def add_hook(cfg: Config, **hook: Any) -> None:
     cfg.custom_hooks = [*(cfg.get('custom_hooks') or []), hook]
 
 
-def use_checkpoint(cfg: Config, path: str) -> None:
+def use_checkpoint(cfg: Config, path: str, engine: Optional[str] = None) -> None:
     """Let the config load a checkpoint file, or a directory that ``tools/deploy.py`` wrote.
 
     Raises:
@@ -79,8 +79,12 @@ def use_checkpoint(cfg: Config, path: str) -> None:
         if not is_deployed(path):
             raise ConfigError(f'checkpoint: {path} is a directory, but not one that tools/deploy.py wrote')
         cfg.load_from = None
-        add_hook(cfg, type='mmgdrq.DeployedModelHook', path=path)
+        add_hook(cfg, type='mmgdrq.DeployedModelHook', path=path, engine=engine)
         return
+    if engine is not None:
+        raise ConfigError(
+            f'--engine {engine}: {path} is a checkpoint; engines run a directory of tools/deploy.py --export'
+        )
     check_checkpoint(path)
     cfg.load_from = path
     add_hook(cfg, type='mmgdrq.CheckpointFitHook', whole=True)

@@ -48,3 +48,7 @@ def unknown_key(where: str, key: str, valid: Iterable[str]) -> ConfigError:
     guess = nearest(key, valid)
     hint = f" Did you mean '{guess}'?" if guess else ''
     return ConfigError(f"{where}: unknown key '{key}'.{hint} Valid keys: {', '.join(valid)}")
+
+
+class ExportError(MMGDRQError):
+    """A model cannot be exported, or an engine cannot run it."""

@@ -6,6 +6,7 @@ import os.path as osp
 from pathlib import Path
 
 from mmgdrq import cli
+from mmgdrq.deploy.blocks import PROFILES
 from mmgdrq.deploy.job import deploy
 from mmgdrq.files import write_file
 
@@ -16,6 +17,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('checkpoint', help='checkpoint of the quantized model')
     parser.add_argument('--out', required=True, help='directory to write')
     parser.add_argument('--batches', type=int, default=2, help='real test batches to verify with')
+    parser.add_argument(
+        '--export', nargs='*', choices=PROFILES, default=[], help='also write ONNX graphs for these engines'
+    )
     cli.add_common_options(parser)
     return parser.parse_args()
 
@@ -27,7 +31,7 @@ def main() -> None:
     if osp.isdir(args.checkpoint):
         raise cli.ConfigError(f'checkpoint: {args.checkpoint} is a directory; expected a checkpoint file')
     cli.use_checkpoint(cfg, args.checkpoint)
-    report = deploy(cli.build_runner(cfg), args.out, args.batches)
+    report = deploy(cli.build_runner(cfg), args.out, args.batches, args.export)
     write_file(Path(args.out, 'report.json'), json.dumps(report.as_dict(), indent=1) + '\n')
     print(report)
 

@@ -218,7 +218,7 @@ class Environment:
     def steps(self):
         torch, mmcv = 'requirements/torch.txt', 'requirements/mmcv.txt'
         pins = ('requirements/build.txt', 'requirements/locked.txt', torch)
-        project = ('setup.py', 'pyproject.toml', 'mmgdrq/version.py')
+        project = ('setup.py', 'pyproject.toml', 'mmgdrq/version.py', 'mmgdrq/quant/kernels.c')
         python = (sys.version_info[:2], sys.base_prefix)
         cuda = ('FORCE_CUDA', os.environ.get('FORCE_CUDA', '0'))
         tools = 'OpenMMLab and the tools for tests and style'

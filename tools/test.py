@@ -4,6 +4,7 @@ import argparse
 import json
 
 from mmgdrq import cli
+from mmgdrq.deploy.engines import ENGINES
 from mmgdrq.errors import ConfigError
 from mmgdrq.files import write_file
 
@@ -17,6 +18,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--show', action='store_true', help='show the predictions')
     parser.add_argument('--show-dir', help='directory for pictures of the predictions')
     parser.add_argument('--wait-time', type=float, default=2, help='seconds between pictures')
+    parser.add_argument('--engine', choices=ENGINES, help='run a deployed directory in this engine')
     cli.add_common_options(parser)
     return parser.parse_args()
 
@@ -35,7 +37,7 @@ def main() -> None:
     args = parse_args()
     cfg = cli.load_config(args)
     cli.check_data(cfg, 'test')
-    cli.use_checkpoint(cfg, args.checkpoint)
+    cli.use_checkpoint(cfg, args.checkpoint, args.engine)
     if args.show or args.show_dir:
         draw_predictions(cfg, args)
     if args.out:

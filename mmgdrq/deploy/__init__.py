@@ -2,6 +2,17 @@
 
 from .artifact import is_deployed, load_folded, save_folded
 from .fold import fold
+from .runtime import DeployedModel, load_deployed, plug_engine
 from .verify import check_blocks, compare_blocks
 
-__all__ = ['check_blocks', 'compare_blocks', 'fold', 'is_deployed', 'load_folded', 'save_folded']
+__all__ = [
+    'DeployedModel',
+    'check_blocks',
+    'compare_blocks',
+    'fold',
+    'is_deployed',
+    'load_deployed',
+    'load_folded',
+    'plug_engine',
+    'save_folded',
+]

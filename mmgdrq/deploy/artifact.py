@@ -9,7 +9,7 @@ import hashlib
 import json
 import shutil
 from pathlib import Path
-from typing import Any, Union
+from typing import Any, Callable, Optional, Union
 
 import torch
 from safetensors import SafetensorError
@@ -28,13 +28,17 @@ MANIFEST, WEIGHTS, CONFIG = 'manifest.json', 'weights.safetensors', 'config.py'
 PathLike = Union[str, Path]
 
 
-def save_folded(folded: nn.Module, out: PathLike, config: str = '') -> Path:
+def save_folded(
+    folded: nn.Module, out: PathLike, config: str = '', graphs: Optional[Callable[[Path], dict[str, Any]]] = None
+) -> Path:
     """Write a folded model.
 
     Args:
         folded: result of :func:`mmgdrq.fold`.
         out: directory; an earlier deployed model there is replaced, anything else is an error.
         config: text of the config that builds the quantized model.
+        graphs: writes graphs for engines below the directory that it is given; what it returns goes into the
+            manifest.
 
     Returns:
         The directory.
@@ -59,6 +63,7 @@ def save_folded(folded: nn.Module, out: PathLike, config: str = '') -> Path:
             'sha256': _sha256(temporary / WEIGHTS),
             'layers_sha256': _layers_sha256(layers),
             'layers': layers,
+            'graphs': graphs(temporary) if graphs is not None else {},
         }
         (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1))
         (temporary / WEIGHTS).chmod(0o644)
@@ -152,8 +157,8 @@ def _layers_sha256(layers: Any) -> str:
 
 
 def stored_bytes(path: PathLike) -> int:
-    """Size of a deployed model on disk, in bytes."""
-    return sum(file.stat().st_size for file in Path(path).iterdir())
+    """Size of a deployed model on disk without its graphs for engines, in bytes."""
+    return sum(file.stat().st_size for file in Path(path).iterdir() if file.is_file())
 
 
 def _tensors_of(folded: nn.Module) -> dict[str, Tensor]:

@@ -1,8 +1,10 @@
 """The whole way from a runner with a quantized checkpoint to a verified directory."""
 
 import io
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,6 +12,7 @@ from mmengine.model import is_model_wrapper
 from torch import nn
 
 from .artifact import load_folded, save_folded, stored_bytes
+from .export import export
 from .fold import fold
 from .verify import TOLERANCE, check_blocks, compare_blocks
 
@@ -26,7 +29,8 @@ class Report:
         worst_layer, worst_error: block with the largest difference to the quantized model, relative to the
             block's largest output.
         quantized_mb: the quantized model as float32 tensors, in MB.
-        folded_mb: the directory, in MB.
+        folded_mb: the directory without graphs, in MB.
+        graphs_mb: engine -> its ONNX graphs, in MB.
     """
 
     out: str
@@ -37,6 +41,7 @@ class Report:
     worst_error: float
     quantized_mb: float
     folded_mb: float
+    graphs_mb: dict[str, float] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
         """The report for json."""
@@ -48,6 +53,7 @@ class Report:
             f'largest difference of a block on real inputs: {self.worst_error:.1e} ({self.worst_layer}), '
             f'accepted {TOLERANCE:.0e}',
             f'size: {self.quantized_mb:.2f} MB -> {self.folded_mb:.2f} MB',
+            *(f'ONNX graphs for {engine}: {size:.2f} MB' for engine, size in self.graphs_mb.items()),
             f'written: {self.out}',
         ]
         if self.not_reached:
@@ -55,13 +61,14 @@ class Report:
         return '\n'.join(lines)
 
 
-def deploy(runner, out: str, batches: int = 2) -> Report:
+def deploy(runner, out: str, batches: int = 2, profiles: Sequence[str] = ()) -> Report:
     """Fold the model of a runner's checkpoint, verify it on real inputs, and write it.
 
     Args:
         runner: built from a config with ``load_from``; its test data gives the inputs.
         out: directory to write.
         batches: number of test batches to trace and to verify with.
+        profiles: engines to write ONNX graphs for, see :mod:`mmgdrq.deploy.blocks`.
 
     Raises:
         FoldError: the folded model does not agree with the quantized one; nothing is written.
@@ -83,7 +90,16 @@ def deploy(runner, out: str, batches: int = 2) -> Report:
     errors = compare_blocks(model, folded, run)
     check_blocks(errors, folded.gdrq_folded)
     quantized_mb = state_megabytes(model)
-    save_folded(folded, out, runner.cfg.pretty_text)
+
+    def graphs(folder: Path) -> dict[str, Any]:
+        written = {}
+        for profile in profiles:
+            runner.logger.info('mmgdrq: ONNX graphs for %s', profile)
+            (folder / profile).mkdir()
+            written[profile] = export(folded, run, folder / profile, profile)
+        return written
+
+    save_folded(folded, out, runner.cfg.pretty_text, graphs)
     _check_written(model, folded, out)
     worst = max(errors, key=errors.get)
     return Report(
@@ -95,6 +111,7 @@ def deploy(runner, out: str, batches: int = 2) -> Report:
         worst_error=errors[worst],
         quantized_mb=quantized_mb,
         folded_mb=stored_bytes(out) / 1e6,
+        graphs_mb={p: sum(f.stat().st_size for f in Path(out, p).iterdir()) / 1e6 for p in profiles},
     )
 
 

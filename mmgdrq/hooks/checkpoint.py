@@ -1,14 +1,14 @@
 """What the tools load: a checkpoint that must fit the config, or a deployed directory."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Optional
 
 import torch
 from mmengine.hooks import Hook
 from torch import Tensor, nn
 
 from ..convert import is_quantized_model, quantization_keys
-from ..deploy import load_folded
+from ..deploy import load_folded, plug_engine
 from ..errors import CheckpointError
 from ..registry import HOOKS
 from .unwrap import unwrap
@@ -86,13 +86,14 @@ class DeployedModelHook(Hook):
 
     Args:
         path: directory that ``tools/deploy.py`` wrote.
+        engine: run the dense parts in ``'onnxruntime'`` or ``'openvino'``; None: torch.
     """
 
     # After GDRQHook (10) has quantized the model.
     priority = 'HIGH'
 
-    def __init__(self, path: str) -> None:
-        self.path = path
+    def __init__(self, path: str, engine: Optional[str] = None) -> None:
+        self.path, self.engine = path, engine
         self.model = None
 
     def before_run(self, runner) -> None:
@@ -100,4 +101,6 @@ class DeployedModelHook(Hook):
         model = unwrap(runner.model)
         if model is not self.model:
             self.model = load_folded(model, self.path)
-            runner.logger.info('mmgdrq: deployed model of %s', self.path)
+            if self.engine is not None:
+                plug_engine(model, self.path, self.engine)
+            runner.logger.info('mmgdrq: deployed model of %s, run by %s', self.path, self.engine or 'torch')

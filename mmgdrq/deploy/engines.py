@@ -1,0 +1,61 @@
+"""Engines that run an ONNX graph: ONNX Runtime and OpenVINO, on the CPU."""
+
+import importlib
+from pathlib import Path
+
+import numpy as np
+
+from ..errors import ExportError
+
+ENGINES = ('onnxruntime', 'openvino')
+
+
+def open_engine(name: str, path: Path, threads: int = 0):
+    """Load a graph into an engine.
+
+    Args:
+        name: one of :data:`ENGINES`.
+        path: ONNX file.
+        threads: 0 lets the engine choose.
+
+    Returns:
+        A function from a float32 array to the list of the graph's results.
+
+    Raises:
+        ExportError: the engine is unknown, not installed, or does not accept the graph.
+    """
+    if name not in ENGINES:
+        raise ExportError(f'engine {name!r} is unknown. Expected one of {", ".join(ENGINES)}')
+    try:
+        package = importlib.import_module(name)
+    except ImportError as error:
+        raise ExportError(f'engine {name}: the package is not installed. Run `pip install {name}`') from error
+    try:
+        return _OPEN[name](package, Path(path), threads)
+    except Exception as error:  # each engine has exception classes of its own, derived from Exception
+        raise ExportError(f'{path}: {name} does not accept this graph: {str(error).splitlines()[0]}') from error
+
+
+def _open_onnxruntime(package, path: Path, threads: int):
+    options = package.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3
+    session = package.InferenceSession(str(path), options, providers=['CPUExecutionProvider'])
+    return lambda x: session.run(None, {'input': np.ascontiguousarray(x)})
+
+
+def _open_openvino(package, path: Path, threads: int):
+    core = package.Core()
+    config = {'INFERENCE_PRECISION_HINT': 'f32'}
+    if threads:
+        config['INFERENCE_NUM_THREADS'] = threads
+    request = core.compile_model(core.read_model(str(path)), 'CPU', config).create_infer_request()
+
+    def run(x):
+        results = request.infer({0: np.ascontiguousarray(x)})
+        return [np.array(results[i]) for i in range(len(results))]
+
+    return run
+
+
+_OPEN = {'onnxruntime': _open_onnxruntime, 'openvino': _open_openvino}

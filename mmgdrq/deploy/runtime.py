@@ -1,0 +1,169 @@
+"""A deployed directory as a model that an engine runs."""
+
+import hashlib
+from pathlib import Path
+from typing import Any, Union
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from ..errors import CheckpointError
+from .artifact import PathLike, read_manifest
+from .engines import open_engine
+from .seams import parts_of
+
+PROFILE_OF = {'onnxruntime': 'onnxruntime', 'openvino': 'openvino'}
+"""Engine -> the form of the graphs that it runs as integer kernels."""
+
+
+class EngineCall:
+    """Runs one graph in the place of a part of the model.
+
+    Args:
+        run: a float32 array to the list of the graph's results.
+        tree: structure of the results, as torch's pytree writes it.
+    """
+
+    def __init__(self, run, tree: str) -> None:
+        self.run = run
+        self.tree = pytree.treespec_loads(tree)
+
+    def __call__(self, x: Tensor) -> Any:
+        count = len(x)
+        array = x.detach().cpu().numpy().astype(np.float32)
+        if count == 0:  # no RoIs: engines want at least one
+            array = np.zeros((1, *array.shape[1:]), np.float32)
+        results = [torch.from_numpy(np.asarray(r)).to(x.device) for r in self.run(array)]
+        return pytree.tree_unflatten(results if count else [r[:0] for r in results], self.tree)
+
+
+def plug_engine(model: nn.Module, path: PathLike, engine: str, threads: int = 0) -> nn.Module:
+    """Let an engine run the dense parts of a model.
+
+    Args:
+        model: result of :func:`~mmgdrq.deploy.artifact.load_folded` for the same directory.
+        path: directory that ``tools/deploy.py`` wrote.
+        engine: ``'onnxruntime'`` or ``'openvino'``.
+        threads: of the engine; 0 lets it choose.
+
+    Raises:
+        CheckpointError: the directory has no graphs for this engine, or a graph is missing or altered.
+        ExportError: the engine is not installed or does not accept a graph.
+    """
+    path = Path(path)
+    profile = PROFILE_OF.get(engine, engine)
+    graphs = read_manifest(path).get('graphs') or {}
+    if profile not in graphs:
+        raise CheckpointError(
+            f'{path}: has no graphs for {engine} (it has: {", ".join(graphs) or "none"}). Write it again with '
+            'tools/deploy.py --export'
+        )
+    for part in parts_of(model):
+        entry = graphs[profile].get(part.name)
+        if entry is None:
+            raise CheckpointError(f'{path}: has no graph for {part.name}. Write it again with tools/deploy.py --export')
+        part.plug(EngineCall(open_engine(engine, _checked_file(path, profile, entry), threads), entry['tree']))
+    return model
+
+
+def _checked_file(path: Path, profile: str, entry: dict[str, Any]) -> Path:
+    """The file of a graph, which must lie in its folder and have the manifest's checksum."""
+    file = path / profile / Path(entry['file']).name
+    if not file.is_file() or hashlib.sha256(file.read_bytes()).hexdigest() != entry.get('sha256'):
+        raise CheckpointError(
+            f'{file}: is missing, truncated or altered (its checksum is not that of the manifest). Write it again with '
+            'tools/deploy.py --export'
+        )
+    return file
+
+
+class DeployedModel:
+    """A deployed detector, segmentor or classifier for applications; see :func:`load_deployed`."""
+
+    def __init__(self, model: nn.Module, cfg) -> None:
+        self.model, self.cfg = model, cfg
+        self.pipeline = _pipeline(cfg)
+
+    def __call__(self, image: Union[str, Path, np.ndarray]):
+        """Run one image.
+
+        Args:
+            image: a file, or an array of shape ``(H, W, 3)``, uint8, BGR.
+
+        Returns:
+            The data sample of the model's package, with its predictions.
+        """
+        from mmengine.dataset import pseudo_collate
+
+        data = self.pipeline(image)
+        with torch.no_grad():
+            return self.model.test_step(pseudo_collate([data]))[0]
+
+
+def load_deployed(path: PathLike, engine: str = 'onnxruntime', threads: int = 0) -> DeployedModel:
+    """Load a directory that ``tools/deploy.py --export`` wrote.
+
+    Args:
+        path: the directory.
+        engine: ``'onnxruntime'``, ``'openvino'``, or ``'torch'`` for the folded model without an engine.
+        threads: of the engine; 0 lets it choose.
+
+    Raises:
+        CheckpointError: the directory is incomplete, altered, newer or without graphs for the engine.
+        ExportError: the engine is not installed or does not accept a graph.
+    """
+    from mmengine.config import Config
+    from mmengine.registry import MODELS, init_default_scope
+
+    from ..convert import is_quantized_model, quantize
+    from .artifact import CONFIG, load_folded
+
+    path = Path(path)
+    read_manifest(path)
+    cfg = Config.fromfile(path / CONFIG)
+    init_default_scope(cfg.get('default_scope', 'mmengine'))
+    with torch.no_grad():
+        model = MODELS.build(_without_weights(cfg.model))
+    if not is_quantized_model(model):
+        quantize(model, **_hook_options(path, cfg))
+    load_folded(model, path)
+    if engine != 'torch':
+        plug_engine(model, path, engine, threads)
+    return DeployedModel(model.eval(), cfg)
+
+
+def _without_weights(model_cfg):
+    for key in ('init_cfg', 'pretrained'):
+        if key in model_cfg:
+            model_cfg[key] = None
+    return model_cfg
+
+
+def _hook_options(path: Path, cfg) -> dict[str, Any]:
+    for hook in cfg.get('custom_hooks') or []:
+        if str(hook.get('type')).split('.')[-1] == 'GDRQHook':
+            return {key: hook[key] for key in ('weight', 'activation', 'rules') if hook.get(key) is not None}
+    raise CheckpointError(f'{path}: its config has neither GDRQHook nor mmgdrq.Quantized, so it builds a float model')
+
+
+def _pipeline(cfg):
+    """The test pipeline from a file or an array, without annotations."""
+    from mmengine.dataset import Compose
+    from mmengine.registry import TRANSFORMS
+
+    dataset = cfg.test_dataloader.dataset
+    while 'dataset' in dataset:
+        dataset = dataset.dataset
+    steps = [step for step in dataset.pipeline if 'Annotations' not in str(step['type'])]
+    load = TRANSFORMS.build(steps[0])
+    rest = Compose([TRANSFORMS.build(step) for step in steps[1:]])
+
+    def run(image):
+        if isinstance(image, np.ndarray):
+            shape = image.shape[:2]
+            return rest(dict(img=image, img_id=0, img_path=None, img_shape=shape, ori_shape=shape))
+        return rest(load(dict(img_path=str(image), img_id=0)))
+
+    return run
