@@ -70,6 +70,8 @@ def main() -> None:
             )
             args.out.parent.mkdir(parents=True, exist_ok=True)
             args.out.write_text(json.dumps(results, indent=1))
+            if args.table:
+                args.table.write_text(table(results))
     if args.table:
         args.table.write_text(table(results))
 
@@ -448,7 +450,11 @@ def table(results: dict) -> str:
             '| folder | config | layers | quantized | result | step | left in float, or reason |',
         ]
         lines += ['|---|---|---|---|---|---|---|']
-        lines += [_line(key, row) for key, row in rows.items()]
+        lines += [_line(key, row) for key, row in sorted(rows.items())]
+        importlib.import_module(zoo)
+        left = [f.name for f in architectures(zoo) if f'{zoo}/{f.name}' not in results]
+        if left:
+            lines += ['', f'Not examined yet ({len(left)}): {", ".join(left)}.']
     return '\n'.join(lines) + '\n'
 
 

@@ -96,6 +96,12 @@ def check_foldable(model: nn.Module) -> None:
             "'quantize' stage first"
         )
     for name, layer in layers.items():
+        if layer.folds_as is None or layer._parameters.get('weight') is None:
+            raise FoldError(
+                f'fold: {name} ({type(layer).__name__}) cannot be folded yet, only plain convolutions and linear '
+                'layers can. Leave it in float with rules=[dict(pattern=..., skip=True)], or evaluate the quantized '
+                'model as it is'
+            )
         quantizer = layer.activation_quantizer
         if isinstance(quantizer, ActivationQuantizer) and not quantizer.is_ready():
             raise FoldError(

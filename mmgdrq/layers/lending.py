@@ -60,6 +60,8 @@ def derive(cls: type, behaviour: type, own: tuple[str, ...] = ()) -> type:
 def _derived(cls: type, behaviour: type, own: tuple[str, ...]) -> type:
     bases = [base for base in cls.__bases__ if base not in (object, nn.Module) and base not in behaviour.__mro__]
     namespace = {name: getattr(cls, name) for name in own}
+    if own:
+        namespace['folds_as'] = None
     namespace.update(__doc__=cls.__doc__, derived_from=(cls, behaviour, own))
     return type(cls.__name__, (Derived, behaviour, cls, *bases), namespace)
 

@@ -366,3 +366,12 @@ def test_frozen_layers_have_eight_bits():
     assert bits[2] == (2, '')
     net.requires_grad_(False)
     assert mmgdrq.plan(net)[1].weight.bits == 2, 'nothing is trained: no layer is an exception'
+
+
+@pytest.mark.parametrize('name', ['deconv2d', 'adaptive', 'ws', 'dcn', 'old spectral'])
+def test_what_cannot_be_folded_yet_is_refused(name):
+    net, x = build(name)
+    mmgdrq.quantize(net, **edgeless())
+    net.train()(x)
+    with pytest.raises(mmgdrq.errors.FoldError, match=r'fold: 1 .* cannot be folded yet'):
+        mmgdrq.fold(net)
