@@ -21,7 +21,6 @@ ADDED = {
     'accumulation': dict(optim_wrapper=dict(type='OptimWrapper', optimizer=SGD, accumulative_counts=3)),
     'amp': dict(optim_wrapper=dict(type='AmpOptimWrapper', dtype='bfloat16', optimizer=SGD)),
     'clip_grad': dict(optim_wrapper=dict(type='OptimWrapper', optimizer=SGD, clip_grad=dict(max_norm=1.0))),
-    'ema': dict(custom_hooks=[dict(type='EMAHook', momentum=0.3)]),
 }
 
 
@@ -32,10 +31,7 @@ def _amp_on_a_cpu(monkeypatch):
 
 
 def settings_of(way: str, added: str) -> dict:
-    settings = {**WAYS[way], **ADDED[added]}
-    if 'custom_hooks' in settings and settings['hook'] is not None:
-        settings['custom_hooks'] = [*settings['custom_hooks'], dict(type='mmgdrq.GDRQHook', **QUANT)]
-    return settings
+    return {**WAYS[way], **ADDED[added]}
 
 
 @pytest.mark.parametrize('way', WAYS)
