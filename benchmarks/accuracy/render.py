@@ -11,6 +11,9 @@ OUT = Path(__file__).resolve().parents[2] / 'docs' / 'results.md'
 TITLES = {
     'classification': ('Classification: ResNet-20 on JPEG-compressed CIFAR-10', 'top-1'),
     'detection': ('Detection: Faster R-CNN (ResNet-18, FPN) on scenes of digits', 'AP'),
+    'retinanet_digits': ('Detection: RetinaNet (ResNet-18, FPN) on scenes of digits', 'AP'),
+    'detection_bccd': ('Detection: Faster R-CNN (ResNet-18, FPN) on BCCD', 'AP'),
+    'retinanet_bccd': ('Detection: RetinaNet (ResNet-18, FPN) on BCCD', 'AP'),
     'segmentation': ('Segmentation: FCN (ResNet-18) on scenes of digits', 'mIoU'),
 }
 TARGETS = {'gdrq-w2a4': 1.0, 'gdrq-w4a4': 0.3}
@@ -93,7 +96,11 @@ def section(task: str, title: str, metric: str, root: Path) -> str:
         rows = [_row(row, values[row.name], reference) for row in ROWS if row.group == group and values[row.name]]
         if rows:
             parts += [f'**{name}**', table(('row', metric, 'to float', 'seeds', 'what'), rows)]
-    parts += [verdict(values, reference), f'`python benchmarks/accuracy/run.py {task}`, {stamp(runs)}']
+    parts += [
+        verdict(values, reference),
+        still_open(values),
+        f'`python benchmarks/accuracy/run.py {task}`, {stamp(runs)}',
+    ]
     return '\n\n'.join(part for part in parts if part)
 
 
@@ -114,6 +121,22 @@ def verdict(values: dict[str, list[float]], reference) -> str:
         ahead = mean(values['gdrq-w2a4']) - mean(values[name])
         lines.append(f'- gdrq-w2a4 is {abs(ahead):.2f} points {"above" if ahead >= 0 else "**below**"} {name}.')
     return '\n'.join(lines)
+
+
+SEEDS = 3
+"""Seeds of a main row without which a difference is not taken for established."""
+
+
+def still_open(values: dict[str, list[float]]) -> str:
+    """Rows without a run, and main rows with too few seeds to tell a difference from chance."""
+    missing = [row.name for row in ROWS if not values[row.name]]
+    few = [row.name for row in ROWS if row.group == HEADLINE and 0 < len(values[row.name]) < SEEDS]
+    lines = []
+    if few:
+        lines.append(f'Fewer than {SEEDS} seeds, so the differences above may be chance: {", ".join(few)}.')
+    if missing:
+        lines.append(f'Not measured yet: {", ".join(missing)}.')
+    return '\n\n'.join(lines)
 
 
 def _row(row, values: list[float], reference) -> tuple[str, ...]:

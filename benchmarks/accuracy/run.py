@@ -11,7 +11,7 @@ from pathlib import Path
 from rows import select
 from store import RESULTS, commit, path_of, save
 
-TASKS = ('classification', 'detection', 'segmentation')
+TASKS = ('classification', 'detection', 'segmentation', 'retinanet_digits', 'detection_bccd', 'retinanet_bccd')
 
 
 def main() -> None:

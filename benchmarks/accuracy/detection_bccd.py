@@ -1,0 +1,12 @@
+"""A small Faster R-CNN (ResNet-18, FPN) on BCCD."""
+
+from openmmlab import Experiment
+
+TASK = 'detection_bccd'
+METRICS = ('AP', 'AP50')
+EXPERIMENT = Experiment(
+    'configs/gdrq/faster_rcnn_r18_fpn_bccd.py',
+    {'coco/bbox_mAP': ('AP', 100), 'coco/bbox_mAP_50': ('AP50', 100)},
+    epochs=12,
+)
+run = EXPERIMENT.run
