@@ -7,17 +7,13 @@ from torch import Tensor
 
 from ..quant import Encoded
 
-SAMPLE = 64
-"""Elements of a weight by which a change behind the back of its version counter is noticed."""
-
-
 class WeightCache:
     """Keeps the quantized form of one weight.
 
     While a managed model trains, the codes live for one iteration, for the calls of a shared head and the
     recomputation of activation checkpointing. In evaluation on a CPU the values live until the weight changes:
-    its memory, its version counter, or (for changes through ``weight.data``, which torch does not count) one of
-    64 elements spread over it.
+    its memory, its version counter, or (for changes through ``weight.data``, which torch does not count) its
+    checksum.
 
     Attributes:
         enabled: whether anything is kept.
@@ -31,7 +27,7 @@ class WeightCache:
 
     def clear(self) -> None:
         """Forget the weight."""
-        self._codes = self._values = self._key = self._sample = None
+        self._codes = self._values = self._key = self._checksum = None
 
     def operand(self, weight: Tensor, encode: Callable[[Tensor], Encoded]) -> Encoded:
         """The weight as an operand of a layer, by ``encode`` or from the codes that are kept."""
@@ -54,11 +50,11 @@ class WeightCache:
         key = tuple(map(_key, (weight, *ranges)))
         if not self.enabled or None in key or weight.device.type != 'cpu' or torch.jit.is_tracing():
             return quantize(weight)
-        sample = [_spread(tensor) for tensor in (weight, *ranges)]
-        if self._values is None or self._key != key or not all(map(torch.equal, self._sample, sample)):
+        checksum = tuple(map(_checksum, (weight, *ranges)))
+        if self._values is None or (self._key, self._checksum) != (key, checksum):
             values = quantize(weight)
             self.clear()
-            self._values, self._key, self._sample = values, key, [part.clone() for part in sample]
+            self._values, self._key, self._checksum = values, key, checksum
         return self._values
 
     def __getstate__(self) -> dict:
@@ -75,6 +71,13 @@ def _key(weight: Tensor) -> Optional[tuple]:
     return weight.data_ptr(), weight._version, weight.shape, weight.dtype
 
 
-def _spread(weight: Tensor) -> Tensor:
-    flat = weight.detach().flatten()
-    return flat[:: max(flat.numel() // SAMPLE, 1)]
+def _checksum(tensor: Tensor) -> tuple[int, int]:
+    """Sum of the bytes of a CPU tensor as 64-bit integers, and the last bytes: one pass, without a copy."""
+    data = tensor.detach()
+    if not (data.is_contiguous() or data.is_contiguous(memory_format=torch.channels_last)):
+        data = data.contiguous()
+    flat = data.as_strided((data.numel(),), (1,)).view(torch.uint8)
+    if flat.storage_offset() % 8:  # part of a larger tensor, not aligned
+        flat = flat.clone()
+    whole = flat.numel() // 8 * 8
+    return flat[:whole].view(torch.int64).sum().item(), sum(flat[whole:].tolist())
