@@ -62,14 +62,16 @@ def workplace(tmp_path_factory) -> Path:
 @pytest.fixture(scope='module')
 def deployed(workplace) -> Path:
     """The trained model, folded."""
-    output = run(ROOT / 'tools/deploy.py', 'w2a4.py', 'run/epoch_1.pth', '--out', 'folded', cwd=workplace)
+    options = ('--out', 'folded', '--export', 'onnxruntime', 'openvino')
+    output = run(ROOT / 'tools/deploy.py', 'w2a4.py', 'run/epoch_1.pth', *options, cwd=workplace)
     assert 'folded 35 layers: 20 scales in BN, 15 in the layer' in output
     return workplace / 'folded'
 
 
-def metrics_of(folder: Path, checkpoint, config: str = 'w2a4.py') -> dict:
+def metrics_of(folder: Path, checkpoint, config: str = 'w2a4.py', options: tuple = ()) -> dict:
     file = folder / 'metrics.json'
-    run(ROOT / 'tools/test.py', config, checkpoint, '--metrics', file, '--work-dir', 'tested', cwd=folder)
+    arguments = ('--metrics', file, '--work-dir', 'tested', *options)
+    run(ROOT / 'tools/test.py', config, checkpoint, *arguments, cwd=folder)
     return json.loads(file.read_text())
 
 
@@ -88,6 +90,33 @@ def test_folded_model_is_evaluated_by_the_test_loop(workplace, deployed):
     assert folded.keys() == quantized.keys()
     for key, value in quantized.items():
         assert folded[key] == pytest.approx(value, abs=0.01)
+
+
+@pytest.mark.parametrize('engine', ['onnxruntime', 'openvino'])
+def test_an_engine_is_evaluated_by_the_test_loop(workplace, deployed, engine):
+    pytest.importorskip(engine, reason=f'{engine} is not installed')
+    folded = metrics_of(workplace, deployed)
+    metrics = metrics_of(workplace, deployed, options=('--engine', engine))
+    assert metrics.keys() == folded.keys()
+    assert metrics['coco/bbox_mAP'] == pytest.approx(folded['coco/bbox_mAP'], abs=0.03)  # a model of four steps
+
+
+def test_an_engine_needs_a_deployed_directory(workplace):
+    output = run(ROOT / 'tools/test.py', 'w2a4.py', 'run/epoch_1.pth', '--engine', 'openvino', cwd=workplace, status=2)
+    assert 'engines run a directory of tools/deploy.py' in output
+
+
+def test_load_deployed_runs_one_image(workplace, deployed, monkeypatch):
+    import cv2
+
+    import mmgdrq
+
+    monkeypatch.chdir(workplace)
+    image = next((workplace / 'digits/images/test').glob('*.jpg'))
+    model = mmgdrq.load_deployed(deployed, engine='torch')
+    from_file, from_array = model(image), model(cv2.imread(str(image)))
+    assert len(from_file.pred_instances) > 0
+    assert torch.equal(from_file.pred_instances.bboxes, from_array.pred_instances.bboxes)
 
 
 def test_deployed_directory_is_small_and_reported(deployed):

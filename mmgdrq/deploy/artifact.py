@@ -57,13 +57,15 @@ def save_folded(
         save_file(_tensors_of(folded), str(temporary / WEIGHTS))
         (temporary / CONFIG).write_text(config)
         layers = _layers_of(folded)
+        written = graphs(temporary) if graphs is not None else {}
         manifest = {
             'format': FORMAT,
             'version': VERSION,
             'sha256': _sha256(temporary / WEIGHTS),
-            'layers_sha256': _layers_sha256(layers),
+            'layers_sha256': _json_sha256(layers),
             'layers': layers,
-            'graphs': graphs(temporary) if graphs is not None else {},
+            'graphs': written,
+            'graphs_sha256': _json_sha256(written),
         }
         (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1))
         (temporary / WEIGHTS).chmod(0o644)
@@ -147,13 +149,14 @@ def read_manifest(path: PathLike) -> dict[str, Any]:
             f'{file}: has version {manifest.get("version")}, this mmgdrq reads version {VERSION}. Update mmgdrq, '
             'or write the model again with tools/deploy.py'
         )
-    if manifest.get('layers_sha256') != _layers_sha256(manifest.get('layers')):
+    parts = ('layers', 'graphs') if 'graphs' in manifest else ('layers',)
+    if any(manifest.get(f'{part}_sha256') != _json_sha256(manifest.get(part)) for part in parts):
         raise CheckpointError(f'{file}: was altered (its checksum differs). Write it again with tools/deploy.py')
     return manifest
 
 
-def _layers_sha256(layers: Any) -> str:
-    return hashlib.sha256(json.dumps(layers, sort_keys=True).encode()).hexdigest()
+def _json_sha256(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def stored_bytes(path: PathLike) -> int:

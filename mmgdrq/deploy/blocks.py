@@ -3,8 +3,7 @@
 Two profiles put the same block into the form that an engine turns into integer kernels:
 
 - ``'openvino'``: a float ``Clip`` before ``QuantizeLinear``, a float bias.
-- ``'onnxruntime'``: ``QuantizeLinear``, then an integer ``Clip``, an int32 bias; :mod:`.outputs` quantizes
-  the results that the engine would otherwise keep in float.
+- ``'onnxruntime'``: ``QuantizeLinear``, then an integer ``Clip``, an int32 bias.
 """
 
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd import Function
 
+from ..errors import ExportError
 from ..quant import pack, quantize, unpack
 from .layers import FoldedLinear, rescale
 
@@ -83,8 +83,16 @@ def block_of(name: str, layer: nn.Module, entry: dict[str, Any], profile: str) -
         layer: a folded layer that carries its BN.
         entry: its manifest entry.
         profile: one of :data:`PROFILES`.
+
+    Raises:
+        ExportError: a convolution that does not pad with a number of zeros.
     """
     linear = isinstance(layer, FoldedLinear)
+    if not linear and (layer.padding_mode != 'zeros' or isinstance(layer.padding, str)):
+        raise ExportError(
+            f'export: {name} has padding={layer.padding!r} and padding_mode={layer.padding_mode!r}; expected a number '
+            'of zeros on each side. Keep it in float with a rule, dict(pattern=..., skip=True)'
+        )
     geometry = None if linear else (layer.stride, layer.padding, layer.dilation, layer.groups)
     return Block(
         name=name,

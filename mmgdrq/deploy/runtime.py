@@ -11,6 +11,7 @@ from torch.utils import _pytree as pytree
 
 from ..errors import CheckpointError
 from .artifact import PathLike, read_manifest
+from .config_text import parse_config
 from .engines import open_engine
 from .seams import parts_of
 
@@ -105,6 +106,8 @@ class DeployedModel:
 def load_deployed(path: PathLike, engine: str = 'onnxruntime', threads: int = 0) -> DeployedModel:
     """Load a directory that ``tools/deploy.py --export`` wrote.
 
+    Its config is read as data, not run; modules of your own that it names must be imported before.
+
     Args:
         path: the directory.
         engine: ``'onnxruntime'``, ``'openvino'``, or ``'torch'`` for the folded model without an engine.
@@ -122,7 +125,7 @@ def load_deployed(path: PathLike, engine: str = 'onnxruntime', threads: int = 0)
 
     path = Path(path)
     read_manifest(path)
-    cfg = Config.fromfile(path / CONFIG)
+    cfg = Config(parse_config((path / CONFIG).read_text(), str(path / CONFIG)))
     init_default_scope(cfg.get('default_scope', 'mmengine'))
     with torch.no_grad():
         model = MODELS.build(_without_weights(cfg.model))
@@ -153,6 +156,8 @@ def _pipeline(cfg):
     from mmengine.dataset import Compose
     from mmengine.registry import TRANSFORMS
 
+    if not cfg.get('test_dataloader'):
+        raise CheckpointError('load_deployed: the config has no test_dataloader, whose pipeline prepares the images')
     dataset = cfg.test_dataloader.dataset
     while 'dataset' in dataset:
         dataset = dataset.dataset

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ..quant import Encoded
 
+
 class WeightCache:
     """Keeps the quantized form of one weight.
 

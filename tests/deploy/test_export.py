@@ -5,10 +5,12 @@ import json
 import numpy as np
 import pytest
 import torch
+from mmengine.config import Config
 from torch import nn
 
 import mmgdrq
 from mmgdrq.deploy import plug_engine, save_folded
+from mmgdrq.deploy.config_text import parse_config
 from mmgdrq.deploy.engines import open_engine
 from mmgdrq.deploy.export import export
 from mmgdrq.errors import CheckpointError, ExportError
@@ -149,7 +151,7 @@ def test_a_manifest_cannot_name_files_elsewhere(deployed, tmp_path):
     manifest['graphs']['openvino']['dense']['file'] = '../../elsewhere.onnx'
     (path / 'manifest.json').write_text(json.dumps(manifest))
     (tmp_path / 'elsewhere.onnx').write_bytes((path / 'openvino' / 'dense.onnx').read_bytes())
-    with pytest.raises(CheckpointError, match='missing, truncated or altered'):
+    with pytest.raises(CheckpointError, match='was altered'):
         plug_engine(folded, path, 'openvino')
 
 
@@ -175,6 +177,34 @@ def test_a_model_without_a_known_seam(tmp_path):
     model(x)
     with pytest.raises(ExportError, match='Sequential has neither rpn_head'):
         export(mmgdrq.fold(model.eval(), example=x), lambda m: m(x), tmp_path)
+
+
+@pytest.mark.parametrize('padding', [dict(padding='same'), dict(padding=1, padding_mode='reflect')], ids=str)
+def test_padding_that_a_block_does_not_do(tmp_path, padding):
+    model, x = Net(), torch.rand(2, 4, 8, 8)
+    model.conv = nn.Conv2d(4, 12, 3, **padding)
+    mmgdrq.quantize(model)
+    model(x)
+    with pytest.raises(ExportError, match='conv has padding='):
+        export(mmgdrq.fold(model.eval(), example=x), lambda m: m(x), tmp_path)
+
+
+def test_a_config_is_read_and_not_run(tmp_path):
+    mark = tmp_path / 'mark'
+    for text in (
+        f"open({str(mark)!r}, 'w')",
+        f"a = open({str(mark)!r}, 'w')",
+        'import os',
+        'a = dict(b=__import__("os"))',
+    ):
+        with pytest.raises(CheckpointError, match='is not a plain config'):
+            parse_config(text, 'config.py')
+    assert not mark.exists()
+
+
+def test_a_config_as_mmengine_dumps_it():
+    values = dict(a=dict(b=[1, (2.5, None)], c='x'), d={'k-1': True}, e=-1)
+    assert parse_config(Config(values).pretty_text, 'config.py') == values
 
 
 def test_an_unknown_profile(tmp_path):
