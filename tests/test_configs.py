@@ -41,7 +41,11 @@ def float_model(cfg: Config):
     for part in cfg.model.values():
         if isinstance(part, dict) and part.get('norm_cfg', {}).get('type') == 'SyncBN':
             part.norm_cfg.type = 'BN'
-    return MODELS.build(cfg.model)
+    model = MODELS.build(cfg.model)
+    for module in model.modules():
+        if type(module).__name__ == 'L2Norm':  # of SSD; mmdet leaves its weight uninitialized until init_weights
+            module.weight.data.fill_(20.0)
+    return model
 
 
 def batch_for(cfg: Config, size: int) -> dict:

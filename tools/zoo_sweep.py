@@ -53,7 +53,7 @@ def main() -> None:
     parser.add_argument('zoos', nargs='*', default=ZOOS)
     parser.add_argument('--only', nargs='+', help='names of architecture folders')
     parser.add_argument('--redo', action='store_true', help='forget earlier results of what is asked for')
-    parser.add_argument('--out', type=Path, default=Path('work_dirs/zoo_sweep.json'))
+    parser.add_argument('--out', type=Path, default=Path('docs/coverage.json'))
     parser.add_argument('--table', type=Path, help='write the table to this markdown file')
     args = parser.parse_args()
     results = json.loads(args.out.read_text()) if args.out.exists() else {}
@@ -435,7 +435,8 @@ def table(results: dict) -> str:
         'backward pass works (step: `loss` on made-up samples, or `outputs`: the sum of the raw outputs, where the '
         'made-up data do not suit the loss), no layer with a gradient is bypassed, and the state dict makes a round '
         'trip. "quantized" counts weight layers: every module whose weight has two or more dimensions. "not built": '
-        'the float model cannot be built here. "converted": everything but the training step was tried.',
+        'the float model cannot be built here. "converted": everything but the training step was tried. '
+        'The shares are of what was examined; the folders that were not are listed below each table and count as open.',
         '',
         *summary(results),
     ]
@@ -460,8 +461,11 @@ def table(results: dict) -> str:
 
 def summary(results: dict) -> list[str]:
     """One line a zoo."""
-    lines = ['| zoo | folders | built | passed | weight layers | quantized | at least 97 % quantized |', '|---|' * 2]
-    lines[1] = '|' + '---|' * 7
+    lines = [
+        '| zoo | not examined yet | examined | built | passed | weight layers | quantized | at least 97 % quantized |',
+        '|---|' * 2,
+    ]
+    lines[1] = '|' + '---|' * 8
     for zoo in ZOOS:
         rows = [r for k, r in results.items() if k.startswith(f'{zoo}/') and r['result'] != 'no model']
         built = [r for r in rows if r['result'] != 'not built']
@@ -469,9 +473,10 @@ def summary(results: dict) -> list[str]:
             continue
         passed = sum(r['result'] == 'passed' for r in built)
         layers, quantized = (sum(r.get(key, 0) for r in built) for key in ('layers', 'quantized'))
+        missing = sum(f'{zoo}/{folder.name}' not in results for folder in architectures(zoo))
         high = sum(r.get('share', 0) >= 0.97 for r in built)
         lines.append(
-            f'| {zoo} | {len(rows)} | {len(built)} | {passed} ({passed / len(built):.1%}) | {layers:,} | '
+            f'| {zoo} | {missing} | {len(rows)} | {len(built)} | {passed} ({passed / len(built):.1%}) | {layers:,} | '
             f'{quantized / max(layers, 1):.2%} | {high} of {len(built)} |'
         )
     return lines
