@@ -55,4 +55,9 @@ def _soak(results: dict):
             f'{found["last_ms"]:.0f} ms in the last; all {"finite" if found["finite"] else "NOT finite"}'
         )
         tried = f'{found["iterations"]:,} iterations of a narrow Faster R-CNN'
-        yield 'memory, thresholds and speed stay', '`benchmarks/reliability/soak.py`', tried, outcome
+        yield (
+            'memory, thresholds and speed of a long training (2,000 iterations or more decide)',
+            '`benchmarks/reliability/soak.py`',
+            tried,
+            outcome,
+        )
