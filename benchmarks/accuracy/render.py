@@ -47,6 +47,8 @@ def distribution(root: Path) -> str:
         parts.append(_figure5(runs['figure5']))
     if 'network' in runs:
         parts.append(_network(runs['network']))
+    if 'projection' in runs:
+        parts.append(_projection(runs['projection']))
     return '\n\n'.join(parts) if runs else ''
 
 
@@ -82,6 +84,26 @@ def _network(run: dict) -> str:
             f'`python benchmarks/accuracy/distribution.py --config ... --before ... --after ...`, {stamp([run])}',
         ]
     )  # fmt: skip
+
+
+def _projection(run: dict) -> str:
+    ks, counts = (sorted({row[key] for row in run['rows']}) for key in ('k', 'repeats'))
+    found = {(row['k'], row['repeats']): row for row in run['rows']}
+    rows = [
+        (f'{k:g}', *(f'{found[k, n]["kept"]:.3f}' for n in counts[1:]), *(f'{found[k, n]["gap"]:.3f}' for n in counts))
+        for k in ks
+    ]
+    head = ('k', *(f'kept, {n}x' for n in counts[1:]), *(f'distance, {n}x' for n in counts))
+    return '\n\n'.join(
+        [
+            'Scale-Clip alone, repeated without any training, on the published float weights of a ResNet-20. Kept: '
+            'mean|W| as a share of what it was; distance: as above, a filter at a time. Means over the layers with '
+            '2-bit weights. The distance rises where clipped weights gather on the edge of the range: a projection '
+            'without training in between does not spread them.',
+            table(head, rows),
+            f'`python benchmarks/accuracy/projection.py --data ...`, {stamp([run])}',
+        ]
+    )
 
 
 def section(task: str, title: str, metric: str, root: Path) -> str:
