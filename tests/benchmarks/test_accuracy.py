@@ -15,7 +15,18 @@ from PIL import Image
 
 REPO = Path(__file__).resolve().parents[2]
 FOLDER = REPO / 'benchmarks/accuracy'
-MODULES = ('cifar', 'classification', 'openmmlab', 'peers', 'render', 'rows', 'run', 'store', 'detection_bccd')
+MODULES = (
+    'cifar',
+    'classification',
+    'openmmlab',
+    'peers',
+    'projection',
+    'render',
+    'rows',
+    'run',
+    'store',
+    'detection_bccd',
+)
 
 
 @pytest.fixture
@@ -92,6 +103,12 @@ def test_run_that_fails_leaves_no_result(benchmark, data, tmp_path, monkeypatch)
     assert not list((tmp_path / 'results').rglob('*.json'))
 
 
+def test_narrow_clipping_alone_shrinks_weights(benchmark, data):
+    last = {k: benchmark('projection').project(data / benchmark('cifar').WEIGHTS, k)[-1]['kept'] for k in (1.0, 4.0)}
+    assert last[1.0] < 0.05
+    assert last[4.0] > 0.95
+
+
 def test_unknown_row_is_an_error(benchmark):
     with pytest.raises(ValueError, match='no row matches'):
         benchmark('rows').select('gdrq-w3a4')
@@ -105,7 +122,9 @@ def test_spread_and_verdict(benchmark):
     assert 'loses 0.50 points' in text
     assert '**not reached**' not in text
     assert '0.50 points **below** lsq-w2a4' in text
-    assert 'Fewer than' not in render.still_open(values)
+    assert 'Fewer than' not in render.still_open(values, 'detection')
+    assert 'brevitas' not in render.still_open(values, 'detection')
+    assert 'brevitas-w2a4' in render.still_open(values, 'classification')
     row = next(row for row in benchmark('rows').ROWS if row.name == 'float')
     assert render._row(row, values['float'], 89.0)[1] == '89.00 ± 1.00'
 
