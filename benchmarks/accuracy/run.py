@@ -24,6 +24,7 @@ def main() -> None:
     parser.add_argument('--results', type=Path, default=RESULTS)
     parser.add_argument('--list', action='store_true', help='list the rows and which runs are done')
     args = parser.parse_args()
+    version = commit()  # of the code that this process has loaded, whatever is checked out later
     rows = select(args.rows)
     if args.list:
         for row in rows:
@@ -39,7 +40,7 @@ def main() -> None:
             started = time.time()
             result = task.run(row, seed, args.data, args.work)
             result['minutes'] = round((time.time() - started) / 60, 1)
-            save(args.task, row.name, seed, dict(result, commit=commit()), args.results)
+            save(args.task, row.name, seed, dict(result, commit=version), args.results)
             print(f'{row.name} seed {seed}: ' + ', '.join(f'{m} {result[m]:.2f}' for m in task.METRICS), flush=True)
 
 

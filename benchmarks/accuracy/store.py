@@ -45,6 +45,6 @@ def machine() -> str:
 
 
 def commit() -> str:
-    """The commit that is checked out, as far as git knows one."""
-    command = ['git', '-C', str(RESULTS.parent), 'rev-parse', '--short', 'HEAD']
+    """The commit that is checked out, as far as git knows one; ``-dirty`` where tracked files were changed."""
+    command = ['git', '-C', str(RESULTS.parent), 'describe', '--always', '--dirty', '--exclude=*']
     return subprocess.run(command, capture_output=True, text=True).stdout.strip() or 'unknown'

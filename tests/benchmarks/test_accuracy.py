@@ -1,0 +1,144 @@
+"""The accuracy benchmark runs on a few made-up images, keeps what is finished and renders what it kept."""
+
+import importlib
+import io
+import json
+import sys
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from mmengine.config import Config
+from PIL import Image
+
+REPO = Path(__file__).resolve().parents[2]
+FOLDER = REPO / 'benchmarks/accuracy'
+MODULES = (
+    'cifar',
+    'classification',
+    'openmmlab',
+    'peers',
+    'projection',
+    'render',
+    'rows',
+    'run',
+    'store',
+    'detection_bccd',
+)
+
+
+@pytest.fixture
+def benchmark(monkeypatch):
+    """Import a module of the benchmark; it is forgotten afterwards, since its names are common ones."""
+    monkeypatch.syspath_prepend(str(FOLDER))
+    yield importlib.import_module
+    for name in MODULES:
+        sys.modules.pop(name, None)
+
+
+@pytest.fixture
+def data(tmp_path, benchmark) -> Path:
+    """An archive of a few images, and random float weights."""
+    folder = tmp_path / 'data'
+    folder.mkdir()
+    cifar = benchmark('cifar')
+    rng = np.random.default_rng(0)
+    with zipfile.ZipFile(folder / cifar.ARCHIVE, 'w') as bundle:
+        for split in ('train', 'test'):
+            for number in range(20):
+                content = io.BytesIO()
+                Image.fromarray(rng.integers(0, 256, (32, 32, 3), np.uint8)).save(content, 'JPEG')
+                bundle.writestr(f'{split}/class{number % 10}/{number}.jpg', content.getvalue())
+    state = {f'module.{key}': value for key, value in cifar.resnet20().state_dict().items()}
+    torch.save(dict(state_dict=state), folder / cifar.WEIGHTS)
+    return folder
+
+
+def run_cli(benchmark, monkeypatch, *arguments) -> None:
+    monkeypatch.setattr(sys, 'argv', ['run.py', *map(str, arguments)])
+    benchmark('run').main()
+
+
+@pytest.fixture
+def short(benchmark, monkeypatch) -> list[str]:
+    """Rows take two steps of four images; returns the names of the rows that were run."""
+    task, done = benchmark('classification'), []
+    budget, full = task.Budget(float_steps=1, steps=2, batch=4), task.run
+
+    def run(row, *arguments):
+        done.append(row.name)
+        return full(row, *arguments, budget=budget)
+
+    monkeypatch.setattr(task, 'run', run)
+    return done
+
+
+def test_finished_runs_are_kept_and_rendered(benchmark, short, data, tmp_path, monkeypatch):
+    results = tmp_path / 'results'
+    options = ('classification', '--data', data, '--work', tmp_path / 'work', '--results', results)
+    run_cli(benchmark, monkeypatch, *options, '--rows', 'float,reshape-w2a4,lsq-w2a4')
+    run_cli(benchmark, monkeypatch, *options, '--rows', 'float,reshape-w2a4,gdrq-w2a4')
+    assert short == ['float', 'reshape-w2a4', 'lsq-w2a4', 'gdrq-w2a4']
+    files = sorted(results.rglob('*'))
+    assert [f.name for f in files if f.is_file()] == [f'{name}-s0.json' for name in sorted(short)]
+    record = json.loads((results / 'classification/gdrq-w2a4-s0.json').read_text())
+    assert 0 <= record['top-1'] <= 100
+    assert {'date', 'machine', 'commit', 'budget'} <= set(record)
+    page = benchmark('render').section('classification', 'Title', 'top-1', results)
+    assert f'| gdrq-w2a4 | {record["top-1"]:.2f} |' in page
+    assert 'Fewer than 3 seeds' in page
+    assert 'minmax-w2a4' in page.split('Not measured yet')[1]
+
+
+def test_run_that_fails_leaves_no_result(benchmark, data, tmp_path, monkeypatch):
+    task = benchmark('classification')
+    monkeypatch.setattr(task, 'accuracy', lambda *_: 1 / 0)
+    monkeypatch.setattr(task, 'float_weights', lambda *_: benchmark('cifar').resnet20().state_dict())
+    monkeypatch.setattr(task.Trainer, 'train', lambda *_, **__: 0.0)
+    options = ('classification', '--data', data, '--work', tmp_path / 'work', '--results', tmp_path / 'results')
+    with pytest.raises(ZeroDivisionError):
+        run_cli(benchmark, monkeypatch, *options, '--rows', 'float')
+    assert not list((tmp_path / 'results').rglob('*.json'))
+
+
+def test_narrow_clipping_alone_shrinks_weights(benchmark, data):
+    last = {k: benchmark('projection').project(data / benchmark('cifar').WEIGHTS, k)[-1]['kept'] for k in (1.0, 4.0)}
+    assert last[1.0] < 0.05
+    assert last[4.0] > 0.95
+
+
+def test_unknown_row_is_an_error(benchmark):
+    with pytest.raises(ValueError, match='no row matches'):
+        benchmark('rows').select('gdrq-w3a4')
+
+
+def test_spread_and_verdict(benchmark):
+    render = benchmark('render')
+    values = {row.name: [] for row in benchmark('rows').ROWS}
+    values.update({'float': [88.0, 89.0, 90.0], 'gdrq-w2a4': [88.0, 88.5, 89.0], 'lsq-w2a4': [89.0, 89.0, 89.0]})
+    text = render.verdict(values, 89.0)
+    assert 'loses 0.50 points' in text
+    assert '**not reached**' not in text
+    assert '0.50 points **below** lsq-w2a4' in text
+    assert 'Fewer than' not in render.still_open(values, 'detection')
+    assert 'brevitas' not in render.still_open(values, 'detection')
+    assert 'brevitas-w2a4' in render.still_open(values, 'classification')
+    row = next(row for row in benchmark('rows').ROWS if row.name == 'float')
+    assert render._row(row, values['float'], 89.0)[1] == '89.00 ± 1.00'
+
+
+def test_row_of_a_detector_takes_data_start_and_quantization(benchmark, tmp_path):
+    experiment = benchmark('detection_bccd').EXPERIMENT
+    row = benchmark('rows').select('reshape-w2a4')[0]
+    config = experiment._row_config(row, 3, tmp_path, tmp_path / 'float.pth')
+    config = Config.fromstring(config.pretty_text, '.py')
+    assert config.train_dataloader.dataset.data_root == f'{tmp_path}/'
+    assert config.test_evaluator.ann_file == f'{tmp_path}/test.json'
+    assert config.load_from == str(tmp_path / 'float.pth')
+    assert config.randomness.seed == 3
+    assert config.model.type == 'mmgdrq.Quantized'
+    assert config.model.base_type == 'FasterRCNN'
+    assert config.model.quant.weight.bits == 2
+    assert config.custom_hooks[0].stages == dict(reshape=0, quantize=3)
