@@ -334,6 +334,7 @@ class ActivationQuantizer(_Quantizer):
         )
 
     def _save_to_state_dict(self, destination, prefix, keep_vars) -> None:
+        self.observed = True  # an averaged copy got its pending statistics as a buffer
         self.update()
         self._keep_positive(self.threshold)
         super()._save_to_state_dict(destination, prefix, keep_vars)
