@@ -3,7 +3,8 @@
 Two profiles put the same block into the form that an engine turns into integer kernels:
 
 - ``'openvino'``: a float ``Clip`` before ``QuantizeLinear``, a float bias.
-- ``'onnxruntime'``: ``QuantizeLinear``, then an integer ``Clip``, an int32 bias.
+- ``'onnxruntime'``: ``QuantizeLinear``, then an integer ``Clip``, an int32 bias; :mod:`.outputs` quantizes
+  results that it would otherwise compute in float.
 """
 
 from dataclasses import dataclass
@@ -64,15 +65,30 @@ class BlockModule(nn.Module):
 
     Args:
         block: what it computes.
-        exported: receives the block each time that it becomes ONNX nodes.
+        exported: receives the module each time that it becomes ONNX nodes.
+
+    Attributes:
+        range: lowest and highest result so far.
+        rank: dimensions of the last input.
     """
 
-    def __init__(self, block: Block, exported: list[Block]) -> None:
+    def __init__(self, block: Block, exported: list) -> None:
         super().__init__()
         self.block, self.exported = block, exported
+        self.range = (0.0, 0.0)
+        self.rank = 0
+
+    def is_product(self) -> bool:
+        """Whether the block became a MatMul: a linear layer on inputs of more than two dimensions."""
+        return self.block.geometry is None and self.rank != 2
 
     def forward(self, x: Tensor) -> Tensor:
-        return _Exported.apply(x, self.block, self.exported)
+        self.rank = x.dim()
+        y = _Exported.apply(x, self)
+        if y.numel() and not torch.jit.is_tracing():
+            lowest, highest = y.aminmax()
+            self.range = (min(self.range[0], lowest.item()), max(self.range[1], highest.item()))
+        return y
 
 
 def block_of(name: str, layer: nn.Module, entry: dict[str, Any], profile: str) -> Block:
@@ -110,12 +126,13 @@ def block_of(name: str, layer: nn.Module, entry: dict[str, Any], profile: str) -
 
 class _Exported(Function):
     @staticmethod
-    def forward(ctx, x, block, exported):
-        return block.compute(x)
+    def forward(ctx, x, module):
+        return module.block.compute(x)
 
     @staticmethod
-    def symbolic(g, x, block, exported):
-        exported.append(block)
+    def symbolic(g, x, module):
+        block = module.block
+        module.exported.append(module)
         rank = x.type().dim()
         refinement = _refinement(block)
         weight = _weight(g, block, refinement)

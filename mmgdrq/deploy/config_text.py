@@ -35,9 +35,12 @@ def _name(line: ast.stmt) -> str:
 
 def _value(node: ast.expr) -> Any:
     if isinstance(node, ast.Call):
-        if getattr(node.func, 'id', None) != 'dict' or node.args:
-            raise ValueError(f'line {node.lineno} calls something else than dict(key=value)')
-        return {keyword.arg: _value(keyword.value) for keyword in node.keywords}
+        if getattr(node.func, 'id', None) != 'dict':
+            raise ValueError(f'line {node.lineno} calls something else than dict')
+        values = {}
+        for given in [*node.args, *(keyword.value for keyword in node.keywords if keyword.arg is None)]:
+            values.update(_value(given))  # dict({...}) and dict(**{...}): keys that are no names
+        return values | {keyword.arg: _value(keyword.value) for keyword in node.keywords if keyword.arg is not None}
     if isinstance(node, ast.Dict):
         return {ast.literal_eval(key): _value(value) for key, value in zip(node.keys, node.values)}
     if isinstance(node, (ast.List, ast.Tuple, ast.Set)):

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from ..errors import ExportError
-from .blocks import PROFILES, Block, BlockModule, block_of
+from .blocks import PROFILES, BlockModule, block_of
 from .merge import merge_norms
+from .outputs import quantize_outputs
 from .seams import Part, example_inputs, parts_of
 
 OPSET = 17
@@ -44,7 +45,7 @@ def export(
     return {part.name: _export_part(part, inputs[part.name], Path(out), exported) for part in parts}
 
 
-def with_blocks(folded: nn.Module, profile: str) -> tuple[nn.Module, list[Block]]:
+def with_blocks(folded: nn.Module, profile: str) -> tuple[nn.Module, list[BlockModule]]:
     """A copy of a folded model whose folded layers are blocks, and the list that their export fills."""
     model, exported = merge_norms(folded), []
     names: dict[int, BlockModule] = {}
@@ -58,7 +59,7 @@ def with_blocks(folded: nn.Module, profile: str) -> tuple[nn.Module, list[Block]
     return model, exported
 
 
-def _export_part(part: Part, x: Tensor, out: Path, exported: list[Block]) -> dict[str, Any]:
+def _export_part(part: Part, x: Tensor, out: Path, exported: list[BlockModule]) -> dict[str, Any]:
     module = part.module.eval()
     with torch.no_grad():
         results = module(x)
@@ -85,6 +86,9 @@ def _export_part(part: Part, x: Tensor, out: Path, exported: list[Block]) -> dic
             )
     except (RuntimeError, torch.onnx.errors.OnnxExporterError) as error:
         raise ExportError(f'export: {part.name} does not become ONNX: {str(error).splitlines()[0]}') from error
+    if exported and exported[0].block.profile == 'onnxruntime':
+        integer = [module for module in exported if module.block.limits is not None and module.block.bits <= 8]
+        quantize_outputs(path, [module.range for module in integer if not module.is_product()])
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     return dict(file=path.name, tree=pytree.treespec_dumps(module.tree), blocks=len(exported), sha256=digest)
 
