@@ -84,7 +84,7 @@ def rewrite_manifest(path, change):
     manifest = json.loads(file.read_text())
     change(manifest)
     if 'layers_sha256' in manifest and 'layers' in manifest:
-        manifest['layers_sha256'] = artifact._layers_sha256(manifest['layers'])
+        manifest['layers_sha256'] = artifact._json_sha256(manifest['layers'])
     file.write_text(json.dumps(manifest))
 
 
