@@ -94,7 +94,10 @@ class _Conv2d(_Quantized):
 class _Linear(_Quantized):
     @staticmethod
     def forward(ctx, *args):
-        return _Linear.run(ctx, *args)
+        y = _Linear.run(ctx, *args)
+        # F.linear gives a view for inputs of more than two dimensions, and autograd forbids to change a view that a
+        # Function returns in place, as an in-place ReLU does: the same memory, but no view
+        return y if y._base is None else y.new_empty(0).set_(y)
 
     @staticmethod
     @once_differentiable

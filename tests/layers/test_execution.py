@@ -213,7 +213,7 @@ def change_by_swap(weight):
 
 def change_in_place(weight):
     with torch.no_grad():
-        weight.view(-1)[1] += 100
+        weight.view(-1)[1] -= 100 * weight.view(-1)[1].sign()  # to the other end of the range
 
 
 @pytest.mark.parametrize('change', [change_by_step, change_by_data, change_by_swap, change_in_place])
@@ -321,3 +321,18 @@ def test_the_config_switches(tmp_path):
     assert not model.conv2.weight_quantizer.cache.enabled
     with pytest.raises(ConfigError, match='execution'):
         toy_runner(tmp_path / 'bad', hook=dict(execution=dict(speed=True))).train()
+
+
+@pytest.mark.parametrize('shape', [(2, 6), (2, 3, 6), (2, 3, 4, 6)], ids=str)
+def test_a_linear_layer_may_be_followed_by_an_operation_in_place(shape):
+    torch.manual_seed(0)
+    nets = []
+    for inplace in (False, True):
+        torch.manual_seed(1)
+        nets.append(mmgdrq.quantize(nn.Sequential(nn.Linear(6, 5), nn.ReLU(inplace), nn.Linear(5, 2))))
+    x = torch.randn(shape)
+    results = [net(x) for net in nets]
+    for result in results:
+        result.square().sum().backward()
+    assert torch.equal(*results)
+    assert torch.equal(nets[0][0].weight.grad, nets[1][0].weight.grad)
