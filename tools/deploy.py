@@ -20,6 +20,10 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--export', nargs='*', choices=PROFILES, default=[], help='also write ONNX graphs for these engines'
     )
+    parser.add_argument('--rounds', type=int, default=10, help='timed runs of each graph beside float; 0: none')
+    parser.add_argument(
+        '--evaluate', action='store_true', help='run the test loop: quantized, folded, and with each engine'
+    )
     cli.add_common_options(parser)
     return parser.parse_args()
 
@@ -31,7 +35,7 @@ def main() -> None:
     if osp.isdir(args.checkpoint):
         raise cli.ConfigError(f'checkpoint: {args.checkpoint} is a directory; expected a checkpoint file')
     cli.use_checkpoint(cfg, args.checkpoint)
-    report = deploy(cli.build_runner(cfg), args.out, args.batches, args.export)
+    report = deploy(cli.build_runner(cfg), args.out, args.batches, args.export, args.rounds, args.evaluate)
     write_file(Path(args.out, 'report.json'), json.dumps(report.as_dict(), indent=1) + '\n')
     print(report)
 

@@ -3,8 +3,11 @@
 Two profiles put the same block into the form that an engine turns into integer kernels:
 
 - ``'openvino'``: a float ``Clip`` before ``QuantizeLinear``, a float bias.
-- ``'onnxruntime'``: ``QuantizeLinear``, then an integer ``Clip``, an int32 bias; :mod:`.outputs` quantizes
-  results that it would otherwise compute in float.
+- ``'onnxruntime'``: ``QuantizeLinear``, then an integer ``Clip``, an int32 bias. A result that would make the
+  engine compute in float is quantized to 8 bits, or computed as int32 and scaled, see :mod:`.results`.
+
+A :class:`BlockModule` computes in torch what its nodes compute, rounded bias and quantized result included: a model
+of them is the simulation of what the engine runs.
 """
 
 from dataclasses import dataclass
@@ -23,6 +26,23 @@ PROFILES = ('openvino', 'onnxruntime')
 BIAS_REFINEMENT = {2: 63, 3: 31, 4: 15, 5: 7, 6: 3, 7: 1, 8: 1}
 """Weight bits -> factor on the weight codes (and divisor of their scale) in the profile ``'onnxruntime'``. Its bias is
 an integer in units of input step * weight scale, so a finer scale rounds the bias less; the codes still fit int8."""
+
+
+SIGNED_ZERO = 128
+"""Code of 0 where signed values are held in uint8."""
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The 8-bit grid of a result: ``scale * (code - zero)``, codes of uint8."""
+
+    scale: float
+    zero: int = 0
+
+    @property
+    def limits(self) -> tuple[int, int]:
+        """Lowest and highest ``code - zero``."""
+        return -self.zero, 255 - self.zero
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,13 +71,23 @@ class Block:
     geometry: Optional[tuple[Any, ...]]
     profile: str
 
-    def compute(self, x: Tensor) -> Tensor:
-        """The block in torch."""
+    @property
+    def is_integer(self) -> bool:
+        """Whether both the input and the weight are codes of at most 8 bits."""
+        return self.limits is not None and self.bits <= 8
+
+    @property
+    def unit(self) -> Tensor:
+        """What one unit of ``input code * weight code`` is worth, shape ``(O,)``; 1 where a filter is all zero."""
+        return torch.where(self.scale == 0, torch.ones_like(self.scale), self.scale)
+
+    def compute(self, x: Tensor, offset: Tensor) -> Tensor:
+        """The block in torch, with ``offset`` of shape ``(O,)``."""
         codes = x if self.limits is None else quantize(x, self.step, self.limits)
         if self.geometry is None:
-            return rescale(F.linear(codes, self.weight), self.scale, self.offset, codes.dim() - 1)
+            return rescale(F.linear(codes, self.weight), self.scale, offset, codes.dim() - 1)
         y = F.conv2d(codes, self.weight, None, *self.geometry)
-        return rescale(y, self.scale, self.offset, y.dim() - 3)
+        return rescale(y, self.scale, offset, y.dim() - 3)
 
 
 class BlockModule(nn.Module):
@@ -70,6 +100,8 @@ class BlockModule(nn.Module):
     Attributes:
         range: lowest and highest result so far.
         rank: dimensions of the last input.
+        result: grid that the result is rounded to; None: the result stays float.
+        ends: whether the block is computed as int32 and then scaled and shifted in float, with a float bias.
     """
 
     def __init__(self, block: Block, exported: list) -> None:
@@ -77,10 +109,33 @@ class BlockModule(nn.Module):
         self.block, self.exported = block, exported
         self.range = (0.0, 0.0)
         self.rank = 0
+        self.result: Optional[Grid] = None
+        self.ends = False
 
     def is_product(self) -> bool:
         """Whether the block became a MatMul: a linear layer on inputs of more than two dimensions."""
         return self.block.geometry is None and self.rank != 2
+
+    def has_integer_bias(self) -> bool:
+        """Whether the bias is rounded to an integer number of units."""
+        return self.block.profile == 'onnxruntime' and self.block.is_integer and not self.ends
+
+    @property
+    def refinement(self) -> int:
+        """Factor on the weight codes, see :data:`BIAS_REFINEMENT`."""
+        return BIAS_REFINEMENT[self.block.bits] if self.has_integer_bias() else 1
+
+    def bias_codes(self) -> Tensor:
+        """The bias in units of input step * refined weight scale: int32, shape ``(O,)``."""
+        limit = float(2**31 - 1)
+        codes = (self.block.offset.double() / self.block.unit.double() * self.refinement).round()
+        return codes.clamp(-limit, limit).to(torch.int32)
+
+    def offset(self) -> Tensor:
+        """What is added to the result, as the engine adds it."""
+        if not self.has_integer_bias():
+            return self.block.offset
+        return (self.bias_codes().double() * self.block.unit.double() / self.refinement).float()
 
     def forward(self, x: Tensor) -> Tensor:
         self.rank = x.dim()
@@ -127,89 +182,117 @@ def block_of(name: str, layer: nn.Module, entry: dict[str, Any], profile: str) -
 class _Exported(Function):
     @staticmethod
     def forward(ctx, x, module):
-        return module.block.compute(x)
+        y = module.block.compute(x, module.offset())
+        if module.result is None:
+            return y
+        scale = torch.tensor(module.result.scale)
+        return quantize(y, scale, module.result.limits) * scale
 
     @staticmethod
     def symbolic(g, x, module):
-        block = module.block
         module.exported.append(module)
-        rank = x.type().dim()
-        refinement = _refinement(block)
-        weight = _weight(g, block, refinement)
-        x = _input(g, x, block)
-        bias = _bias(g, block, refinement)
-        if block.geometry is None:
-            return _linear(g, x, weight, bias, rank)
-        stride, padding, dilation, groups = block.geometry
-        return g.op(
-            'Conv',
-            x,
-            weight,
-            bias,
-            strides_i=stride,
-            pads_i=[*padding, *padding],
-            dilations_i=dilation,
-            group_i=groups,
-            kernel_shape_i=block.weight.shape[2:],
-        )
+        y = _integer_nodes(g, x, module) if module.ends else _float_nodes(g, x, module)
+        if module.result is None:
+            return y
+        grid = module.result
+        parameters = _constant(g, torch.tensor(grid.scale)), _code(g, grid.zero)
+        return g.op('DequantizeLinear', g.op('QuantizeLinear', y, *parameters), *parameters)
 
 
-def _linear(g, x, weight, bias, rank: int):
+def _float_nodes(g, x, module: BlockModule):
+    """Quantize and dequantize around a float layer: the form from which engines make integer kernels."""
+    block, rank = module.block, x.type().dim()
+    weight = _weight(g, module)
+    x = _input(g, x, block)
+    bias = _bias(g, module)
+    if block.geometry is not None:
+        return g.op('Conv', x, weight, bias, **_geometry(block))
     if rank == 2:
         return g.op('Gemm', x, weight, bias, transB_i=1)
     return g.op('Add', g.op('MatMul', x, g.op('Transpose', weight, perm_i=[1, 0])), bias)
 
 
-def _input(g, x, block: Block):
-    if block.limits is None:
-        return x
-    low, high = block.limits
-    dtype = torch.int8 if low < 0 else torch.uint8
-    step, zero = _constant(g, block.step.float()), _constant(g, torch.zeros((), dtype=dtype))
-    info = torch.iinfo(dtype)
-    clipped = (low, high) != (info.min, info.max)
-    if clipped and block.profile == 'openvino':
-        x = g.op('Clip', x, _constant(g, low * block.step.float()), _constant(g, high * block.step.float()))
-    x = g.op('QuantizeLinear', x, step, zero)
-    if clipped and block.profile == 'onnxruntime':
-        x = g.op('Clip', x, _constant(g, torch.tensor(low, dtype=dtype)), _constant(g, torch.tensor(high, dtype=dtype)))
-    return g.op('DequantizeLinear', x, step, zero)
+def _integer_nodes(g, x, module: BlockModule):
+    """A layer from uint8 and int8 to int32, then one scale and one bias a filter in float."""
+    block = module.block
+    x, zero = _codes_in_uint8(g, x, block)
+    weight = _weight_codes(g, module)
+    if block.geometry is None:
+        y = g.op('MatMulInteger', x, g.op('Transpose', weight, perm_i=[1, 0]), zero)
+    else:
+        y = g.op('ConvInteger', x, weight, zero, **_geometry(block))
+    shape = (-1,) if block.geometry is None else (1, -1, 1, 1)
+    y = g.op('Mul', g.op('Cast', y, to_i=1), _constant(g, block.unit.float().reshape(shape)))
+    return g.op('Add', y, _constant(g, block.offset.float().reshape(shape)))
 
 
-def _refinement(block: Block) -> int:
-    refined = block.profile == 'onnxruntime' and block.limits is not None and block.bits <= 8
-    return BIAS_REFINEMENT[block.bits] if refined else 1
-
-
-def _units(block: Block) -> Tensor:
-    """What one unit of ``input code * weight code`` is worth, per filter; 1 where a filter is all zero."""
-    return torch.where(block.scale == 0, torch.ones_like(block.scale), block.scale)
-
-
-def _weight(g, block: Block, refinement: int):
-    codes = torch.where(block.scale.reshape(-1, *[1] * (block.weight.dim() - 1)) == 0, 0.0, block.weight)
-    step = 1.0 if block.step is None else block.step
-    if block.bits > 8:
-        shape = (-1, *[1] * (block.weight.dim() - 1))
-        return _constant(g, codes * (block.scale / step).reshape(shape))
-    integers = _packed(g, codes, block, refinement) if block.bits < 8 else _constant(g, codes.to(torch.int8))
-    scale = _constant(g, (_units(block) / step / refinement).float())
-    return g.op(
-        'DequantizeLinear', integers, scale, _constant(g, torch.zeros(len(block.scale), dtype=torch.int8)), axis_i=0
+def _geometry(block: Block) -> dict[str, Any]:
+    stride, padding, dilation, groups = block.geometry
+    return dict(
+        strides_i=stride,
+        pads_i=[*padding, *padding],
+        dilations_i=dilation,
+        group_i=groups,
+        kernel_shape_i=block.weight.shape[2:],
     )
 
 
-def _packed(g, codes: Tensor, block: Block, refinement: int):
+def _input(g, x, block: Block):
+    """The input on its grid: for OpenVINO clipped in float, for ONNX Runtime, which wants uint8 only, as codes."""
+    if block.limits is None:
+        return x
+    step = _constant(g, block.step.float())
+    if block.profile == 'onnxruntime':
+        x, zero = _codes_in_uint8(g, x, block)
+        return g.op('DequantizeLinear', x, step, zero)
+    low, high = block.limits
+    dtype = torch.int8 if low < 0 else torch.uint8
+    zero, info = _code(g, 0, dtype), torch.iinfo(dtype)
+    if (low, high) != (info.min, info.max):
+        x = g.op('Clip', x, _constant(g, low * block.step.float()), _constant(g, high * block.step.float()))
+    return g.op('DequantizeLinear', g.op('QuantizeLinear', x, step, zero), step, zero)
+
+
+def _codes_in_uint8(g, x, block: Block):
+    """Input codes, and the code of 0."""
+    low, high = block.limits
+    shift = SIGNED_ZERO if low < 0 else 0
+    zero = _code(g, shift)
+    x = g.op('QuantizeLinear', x, _constant(g, block.step.float()), zero)
+    if (low + shift, high + shift) != (0, 255):
+        x = g.op('Clip', x, _code(g, low + shift), _code(g, high + shift))
+    return x, zero
+
+
+def _code(g, value: int, dtype: torch.dtype = torch.uint8):
+    return _constant(g, torch.tensor(value, dtype=dtype))
+
+
+def _weight(g, module: BlockModule):
+    block = module.block
+    step = 1.0 if block.step is None else block.step
+    if block.bits > 8:
+        return _constant(g, _codes(block) * (block.scale / step).reshape(-1, *[1] * (block.weight.dim() - 1)))
+    scale = _constant(g, (block.unit / step / module.refinement).float())
+    zeros = _constant(g, torch.zeros(len(block.scale), dtype=torch.int8))
+    return g.op('DequantizeLinear', _weight_codes(g, module), scale, zeros, axis_i=0)
+
+
+def _codes(block: Block) -> Tensor:
+    return torch.where(block.scale.reshape(-1, *[1] * (block.weight.dim() - 1)) == 0, 0.0, block.weight)
+
+
+def _weight_codes(g, module: BlockModule):
     """Codes at their real bit-width; a table turns every byte into its codes when the engine loads the graph."""
+    block, codes, refinement = module.block, _codes(module.block), module.refinement
     width = 2 if block.bits == 2 else 4 if block.bits <= 4 else 8
     if width == 8:
         return _constant(g, (codes * refinement).to(torch.int8))
-    per_byte = 8 // width
     packed = pack(codes, width, -(2 ** (width - 1)))
     table = _byte_table(width) * refinement
     flat = g.op('Gather', _constant(g, table), g.op('Cast', _constant(g, packed), to_i=6), axis_i=0)
     flat = g.op('Reshape', flat, _constant(g, torch.tensor([-1])))
-    if len(packed) * per_byte != codes.numel():
+    if len(packed) * (8 // width) != codes.numel():
         ends = [_constant(g, torch.tensor([value])) for value in (0, codes.numel(), 0)]
         flat = g.op('Slice', flat, *ends)
     return g.op('Reshape', flat, _constant(g, torch.tensor(codes.shape)))
@@ -222,14 +305,11 @@ def _byte_table(width: int) -> Tensor:
     return unpack(every, width, -(2 ** (width - 1)), (256, per_byte)).to(torch.int8)
 
 
-def _bias(g, block: Block, refinement: int):
-    if block.profile == 'openvino' or block.limits is None or block.bits > 8:
-        return _constant(g, block.offset.float())
-    unit = _units(block).double() / refinement
-    codes = (block.offset.double() / unit).round()
-    limit = float(2**31 - 1)
-    codes = codes.clamp(-limit, limit).to(torch.int32)
-    return g.op('DequantizeLinear', _constant(g, codes), _constant(g, unit.float()), axis_i=0)
+def _bias(g, module: BlockModule):
+    if not module.has_integer_bias():
+        return _constant(g, module.block.offset.float())
+    unit = (module.block.unit.double() / module.refinement).float()
+    return g.op('DequantizeLinear', _constant(g, module.bias_codes()), _constant(g, unit), axis_i=0)
 
 
 def _constant(g, value: Tensor):

@@ -19,7 +19,7 @@ def open_engine(name: str, path: Path, threads: int = 0):
         threads: 0 lets the engine choose.
 
     Returns:
-        A function from a float32 array to the list of the graph's results.
+        A function from a float32 array (and, by name, further inputs) to the list of the graph's results.
 
     Raises:
         ExportError: the engine is unknown, not installed, or does not accept the graph.
@@ -41,7 +41,7 @@ def _open_onnxruntime(package, path: Path, threads: int):
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
     session = package.InferenceSession(str(path), options, providers=['CPUExecutionProvider'])
-    return lambda x: session.run(None, {'input': np.ascontiguousarray(x)})
+    return lambda x, **others: session.run(None, {'input': np.ascontiguousarray(x), **others})
 
 
 def _open_openvino(package, path: Path, threads: int):
@@ -51,8 +51,8 @@ def _open_openvino(package, path: Path, threads: int):
         config['INFERENCE_NUM_THREADS'] = threads
     request = core.compile_model(core.read_model(str(path)), 'CPU', config).create_infer_request()
 
-    def run(x):
-        results = request.infer({0: np.ascontiguousarray(x)})
+    def run(x, **others):
+        results = request.infer({'input': np.ascontiguousarray(x), **others})
         return [np.array(results[i]) for i in range(len(results))]
 
     return run

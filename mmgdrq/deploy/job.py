@@ -1,67 +1,36 @@
 """The whole way from a runner with a quantized checkpoint to a verified directory."""
 
+import copy
 import io
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+import statistics
+import tempfile
+from collections.abc import Callable, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Optional
 
 import torch
 from mmengine.model import is_model_wrapper
 from torch import nn
 
 from .artifact import load_folded, save_folded, stored_bytes
-from .export import export
+from .codes import compare_codes
+from .engines import open_engine
+from .export import Exported, export
 from .fold import fold
-from .verify import TOLERANCE, check_blocks, compare_blocks
+from .forms import as_float
+from .kernels import count_kernels
+from .latency import interleave, speedup
+from .report import GraphReport, Report
+from .runtime import plug_engine
+from .verify import check_blocks, compare_blocks
+
+Run = Callable[[nn.Module], object]
 
 
-@dataclass(frozen=True)
-class Report:
-    """What was folded and how well it agrees.
-
-    Attributes:
-        out: the directory.
-        layers: number of folded layers.
-        in_norm: how many of them have their scale in a BN; the others keep one scale a filter.
-        not_reached: layers that the verification's inputs did not reach.
-        worst_layer, worst_error: block with the largest difference to the quantized model, relative to the
-            block's largest output.
-        quantized_mb: the quantized model as float32 tensors, in MB.
-        folded_mb: the directory without graphs, in MB.
-        graphs_mb: engine -> its ONNX graphs, in MB.
-    """
-
-    out: str
-    layers: int
-    in_norm: int
-    not_reached: list[str]
-    worst_layer: str
-    worst_error: float
-    quantized_mb: float
-    folded_mb: float
-    graphs_mb: dict[str, float] = field(default_factory=dict)
-
-    def as_dict(self) -> dict[str, Any]:
-        """The report for json."""
-        return asdict(self)
-
-    def __str__(self) -> str:
-        lines = [
-            f'folded {self.layers} layers: {self.in_norm} scales in BN, {self.layers - self.in_norm} in the layer',
-            f'largest difference of a block on real inputs: {self.worst_error:.1e} ({self.worst_layer}), '
-            f'accepted {TOLERANCE:.0e}',
-            f'size: {self.quantized_mb:.2f} MB -> {self.folded_mb:.2f} MB',
-            *(f'ONNX graphs for {engine}: {size:.2f} MB' for engine, size in self.graphs_mb.items()),
-            f'written: {self.out}',
-        ]
-        if self.not_reached:
-            lines.insert(2, f'not reached by these inputs, so not verified: {", ".join(self.not_reached)}')
-        return '\n'.join(lines)
-
-
-def deploy(runner, out: str, batches: int = 2, profiles: Sequence[str] = ()) -> Report:
+def deploy(
+    runner, out: str, batches: int = 2, profiles: Sequence[str] = (), rounds: int = 10, evaluate: bool = False
+) -> Report:
     """Fold the model of a runner's checkpoint, verify it on real inputs, and write it.
 
     Args:
@@ -69,38 +38,50 @@ def deploy(runner, out: str, batches: int = 2, profiles: Sequence[str] = ()) -> 
         out: directory to write.
         batches: number of test batches to trace and to verify with.
         profiles: engines to write ONNX graphs for, see :mod:`mmgdrq.deploy.blocks`.
+        rounds: how often each graph is timed beside its float counterpart; 0: not at all.
+        evaluate: run the test loop with the quantized model, the folded one and each engine.
 
     Raises:
         FoldError: the folded model does not agree with the quantized one; nothing is written.
         CheckpointError: the checkpoint does not fit the config, or ``out`` cannot be replaced.
+        ExportError: a graph cannot be made, or its engine is not installed.
     """
+    say = runner.logger.info
     runner.call_hook('before_run')
     runner.load_or_resume()
     model = (runner.model.module if is_model_wrapper(runner.model) else runner.model).eval()
-    loader = runner.build_dataloader(runner.cfg.test_dataloader)
-    inputs = list(islice(loader, batches))
+    inputs = list(islice(runner.build_dataloader(runner.cfg.test_dataloader), batches))
 
     def run(target: nn.Module) -> None:
         for batch in inputs:
             target.test_step(batch)
 
-    runner.logger.info('mmgdrq: folding')
+    say('mmgdrq: folding')
     folded = fold(model, example=run)
-    runner.logger.info('mmgdrq: verifying %d blocks on %d real batches', len(folded.gdrq_folded), len(inputs))
+    say('mmgdrq: verifying %d blocks on %d real batches', len(folded.gdrq_folded), len(inputs))
     errors = compare_blocks(model, folded, run)
     check_blocks(errors, folded.gdrq_folded)
     quantized_mb = state_megabytes(model)
+    reports: list[GraphReport] = []
 
     def graphs(folder: Path) -> dict[str, Any]:
         written = {}
         for profile in profiles:
-            runner.logger.info('mmgdrq: ONNX graphs for %s', profile)
+            say('mmgdrq: ONNX graphs for %s', profile)
             (folder / profile).mkdir()
-            written[profile] = export(folded, run, folder / profile, profile)
+            parts = export(folded, run, folder / profile, profile)
+            written[profile] = {p.part.name: p.entry() for p in parts}
+            say('mmgdrq: comparing the codes of %s with those of torch%s', profile, ', timing' if rounds else '')
+            reports.extend(examine(folded, run, profile, parts, rounds))
         return written
 
+    metrics = {'quantized': _evaluate(runner, model, 'quantized')} if evaluate else {}
     save_folded(folded, out, runner.cfg.pretty_text, graphs)
     _check_written(model, folded, out)
+    if evaluate:
+        metrics['folded'] = _evaluate(runner, folded, 'folded')
+        for engine in profiles:
+            metrics[engine] = _evaluate(runner, plug_engine(copy.deepcopy(folded), out, engine), engine)
     worst = max(errors, key=errors.get)
     return Report(
         out=str(out),
@@ -112,7 +93,57 @@ def deploy(runner, out: str, batches: int = 2, profiles: Sequence[str] = ()) -> 
         quantized_mb=quantized_mb,
         folded_mb=stored_bytes(out) / 1e6,
         graphs_mb={p: sum(f.stat().st_size for f in Path(out, p).iterdir()) / 1e6 for p in profiles},
+        graphs=reports,
+        metrics=metrics,
     )
+
+
+def examine(folded: nn.Module, run: Run, engine: str, parts: list[Exported], rounds: int) -> list[GraphReport]:
+    """Compare, count and time the graphs of one engine.
+
+    Args:
+        folded: result of :func:`mmgdrq.fold`.
+        run: runs the model it is given on sample images.
+        engine: the profile of the graphs, which is the engine's name.
+        parts: result of :func:`~mmgdrq.deploy.export.export`.
+        rounds: how often each graph is timed; 0: not at all.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        floats = export(folded, run, Path(folder), engine, as_float) if rounds else [None] * len(parts)
+        return [_examine_part(engine, part, other, rounds) for part, other in zip(parts, floats)]
+
+
+def _examine_part(engine: str, part: Exported, other: Optional[Exported], rounds: int) -> GraphReport:
+    errors = compare_codes(part, engine)
+    integer, floating = count_kernels(engine, part.path)
+    timed = {}
+    if other is not None:
+        x = part.example.numpy()
+        runs = {name: open_engine(engine, path) for name, path in (('low-bit', part.path), ('float', other.path))}
+        times = interleave({name: lambda f=f: f(x) for name, f in runs.items()}, rounds)
+        timed['milliseconds'] = 1000 * statistics.median(times['low-bit'])
+        timed['speedup'] = speedup(times, 'low-bit', 'float')
+    return GraphReport(
+        engine=engine,
+        part=part.part.name,
+        blocks=len(part.blocks),
+        integer=integer,
+        floating=floating,
+        codes=errors.codes,
+        different=errors.different,
+        worst=errors.worst,
+        **timed,
+    )
+
+
+def _evaluate(runner, model: nn.Module, stage: str) -> dict[str, float]:
+    """Metrics of the config's test set for a model in the place of the runner's."""
+    runner.logger.info('mmgdrq: evaluating %s', stage)
+    own, runner.model = runner.model, model
+    try:
+        return dict(runner.test_loop.run())
+    finally:
+        runner.model = own
 
 
 def state_megabytes(model: nn.Module) -> float:
@@ -124,7 +155,7 @@ def state_megabytes(model: nn.Module) -> float:
 
 def _check_written(model: nn.Module, folded: nn.Module, out: str) -> None:
     """Read the directory back into the quantized model; every tensor must be what was folded."""
-    written = load_folded(model, out).state_dict()
+    written = load_folded(copy.deepcopy(model), out).state_dict()
     for key, tensor in folded.state_dict().items():
         if not torch.equal(written[key], tensor):
             raise RuntimeError(f'{out}: {key} was not written as it is in memory')

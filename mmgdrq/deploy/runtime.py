@@ -65,14 +65,20 @@ def plug_engine(model: nn.Module, path: PathLike, engine: str, threads: int = 0)
         entry = graphs[profile].get(part.name)
         if entry is None:
             raise CheckpointError(f'{path}: has no graph for {part.name}. Write it again with tools/deploy.py --export')
-        part.plug(EngineCall(open_engine(engine, _checked_file(path, profile, entry), threads), entry['tree']))
+        file = _checked_file(path, profile, entry)
+        part.plug(EngineCall(open_engine(engine, file, threads), entry['tree']))
     return model
 
 
 def _checked_file(path: Path, profile: str, entry: dict[str, Any]) -> Path:
     """The file of a graph, which must lie in its folder and have the manifest's checksum."""
+    if not isinstance(entry, dict) or not all(isinstance(entry.get(key), str) for key in ('file', 'tree', 'sha256')):
+        raise CheckpointError(
+            f'{path}: its manifest does not say which file and structure a graph for {profile} has. Write it again with '
+            'tools/deploy.py --export'
+        )
     file = path / profile / Path(entry['file']).name
-    if not file.is_file() or hashlib.sha256(file.read_bytes()).hexdigest() != entry.get('sha256'):
+    if not file.is_file() or hashlib.sha256(file.read_bytes()).hexdigest() != entry['sha256']:
         raise CheckpointError(
             f'{file}: is missing, truncated or altered (its checksum is not that of the manifest). Write it again with '
             'tools/deploy.py --export'

@@ -1,0 +1,128 @@
+"""Does an engine compute what the blocks compute in torch? Block by block, on equal inputs.
+
+Whole networks are not compared value by value: where a value lies in the middle between two codes, the last bit of
+a sum decides, and the difference spreads through everything behind it. So the graph is cut at the input of every
+block: the engine gets the codes that torch computed there, and what it makes of them are the next blocks' codes.
+"""
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Optional
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..quant import quantize
+from .blocks import SIGNED_ZERO, BlockModule
+from .engines import open_engine
+from .export import Exported
+
+LAYERS = ('Conv', 'Gemm', 'MatMul', 'ConvInteger', 'MatMulInteger')
+INTEGER_LAYERS = ('ConvInteger', 'MatMulInteger')
+
+
+@dataclass(frozen=True)
+class CodeErrors:
+    """How an engine's codes differ from torch's.
+
+    Attributes:
+        codes: number of compared codes.
+        different: how many of them differ.
+        worst: block whose input has the largest share of different codes; None: nothing differs.
+        results: largest difference of the part's results, relative to the largest value.
+    """
+
+    codes: int
+    different: int
+    worst: Optional[str]
+    results: float
+
+    @property
+    def share(self) -> float:
+        """Different codes among all."""
+        return self.different / max(self.codes, 1)
+
+
+def compare_codes(exported: Exported, engine: str) -> CodeErrors:
+    """Run the cut graph of a part on its example.
+
+    Args:
+        exported: result of :func:`~mmgdrq.deploy.export.export`.
+        engine: one of :data:`~mmgdrq.deploy.engines.ENGINES`.
+
+    Raises:
+        ExportError: the engine is not installed or does not accept the cut graph.
+    """
+    expected, codes = _simulate(exported)
+    with tempfile.TemporaryDirectory() as folder:
+        cut = Path(folder, 'cut.onnx')
+        feeds = _cut(exported, codes, cut)
+        found = open_engine(engine, cut)(exported.example.numpy(), **feeds)
+    count = len(expected)
+    pairs = zip(feeds.values(), found[count:])
+    different = [int((a != b).sum()) for a, b in pairs]
+    sizes = [a.size for a in feeds.values()]
+    names = [module.block.name for module in exported.blocks if module.block.limits is not None]
+    shares = [d / max(size, 1) for d, size in zip(different, sizes)]
+    worst = names[shares.index(max(shares))] if any(shares) else None
+    errors = [_relative(e, f) for e, f in zip(expected, found[:count])]
+    return CodeErrors(sum(sizes), sum(different), worst, max(errors, default=0.0))
+
+
+def _relative(expected: Tensor, found: np.ndarray) -> float:
+    difference = (torch.from_numpy(found) - expected).abs().max()
+    return float(difference / expected.abs().max().clamp(min=torch.finfo(torch.float32).tiny))
+
+
+@torch.no_grad()
+def _simulate(exported: Exported) -> tuple[list[Tensor], list[np.ndarray]]:
+    """Results of the part in torch, and the input codes of its blocks in the order of their calls."""
+    codes: list[np.ndarray] = []
+
+    def keep(module: BlockModule, args) -> None:
+        limits = module.block.limits
+        if limits is not None:
+            dtype = torch.int8 if limits[0] < 0 else torch.uint8
+            codes.append(quantize(args[0], module.block.step, limits).to(dtype).numpy())
+
+    blocks = {id(module): module for module in exported.blocks}.values()
+    handles = [module.register_forward_pre_hook(keep) for module in blocks]
+    try:
+        return exported.part.module(exported.example), codes
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _cut(exported: Exported, codes: list[np.ndarray], out: Path) -> dict[str, np.ndarray]:
+    """Write the graph with the codes as inputs and, behind its own results, as results; return the inputs."""
+    import onnx
+
+    model = onnx.load(str(exported.path))
+    graph = model.graph
+    makers = {name: node for node in graph.node for name in node.output}
+    feeds = {}
+    cuts = [cut for cut in (_codes_of(node, makers) for node in graph.node if node.op_type in LAYERS) if cut]
+    if len(cuts) != len(codes):
+        raise RuntimeError(f'{exported.path.name} has {len(cuts)} quantized inputs, but torch made {len(codes)}')
+    for number, ((reader, name), array) in enumerate(zip(cuts, codes)):
+        if array.dtype == np.int8 and exported.blocks[0].block.profile == 'onnxruntime':
+            array = (array.astype(np.int16) + SIGNED_ZERO).astype(np.uint8)
+        feed, kind = f'codes_{number}', onnx.helper.np_dtype_to_tensor_dtype(array.dtype)
+        reader.input[0] = feed
+        feeds[feed] = array
+        free = [f'{feed}_{axis}' for axis in range(array.ndim)]
+        graph.input.append(onnx.helper.make_tensor_value_info(feed, kind, free))
+        graph.output.append(onnx.helper.make_tensor_value_info(name, kind, free))
+    onnx.save(model, str(out))
+    return feeds
+
+
+def _codes_of(layer, makers):
+    """The node that reads a layer's input codes, and their name; None: the layer's input is float."""
+    if layer.op_type in INTEGER_LAYERS:
+        return layer, layer.input[0]
+    reader = makers.get(layer.input[0])
+    return (reader, reader.input[0]) if reader is not None and reader.op_type == 'DequantizeLinear' else None

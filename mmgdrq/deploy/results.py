@@ -1,0 +1,127 @@
+"""What happens to the results of the blocks, so that ONNX Runtime computes every block in integers.
+
+ONNX Runtime runs a convolution in integers only if its result is quantized too. Where a ReLU and the next layer's
+input quantizer follow, it is. Everywhere else:
+
+- where a max pooling stands in between, the grid of the next layer's input is used before it (the largest value
+  and rounding commute, so nothing changes);
+- where the network goes on otherwise (a residual addition, a neck), the result is rounded to an 8-bit grid, whose
+  range comes from the sample images;
+- where the network ends, or a result leaves it, the block is computed as int32 and scaled in float.
+"""
+
+from collections import defaultdict
+from pathlib import Path
+from typing import Optional
+
+from ..errors import ExportError
+from .blocks import SIGNED_ZERO, BlockModule, Grid
+
+LAYERS = ('Conv', 'Gemm', 'MatMul')
+PASSED = ('Relu', 'MaxPool')
+"""Operators that commute with rounding to a grid that has 0."""
+
+
+def plan_results(path: Path, exported: list[BlockModule]) -> None:
+    """Set ``result`` and ``ends`` of the blocks of a graph; an export after it has them.
+
+    Args:
+        path: ONNX file of the profile ``'onnxruntime'``, written without them.
+        exported: the blocks in the order of the graph; one that is called several times occurs several times.
+
+    Raises:
+        ExportError: the graph does not have one convolution or matrix product for each block.
+    """
+    graph = _Graph(path)
+    integer = [module for module in exported if module.block.is_integer]
+    if len(graph.layers) != len(integer):
+        raise ExportError(f'export: {path.name} has {len(graph.layers)} quantized layers; expected {len(integer)}')
+    blocks = {id(node): module for node, module in zip(graph.layers, integer)}
+    for node, module in zip(graph.layers, integer):
+        if module.is_product():
+            continue  # the engine has integer products with float results
+        if graph.ends(node):
+            module.ends = True
+        elif not graph.is_quantized_next(node):
+            module.result = _of_reader(graph, node, blocks) or _of_range(*module.range)
+    for module in integer:
+        if module.ends:  # of one block that is called several times, some results may leave the network
+            module.result = None
+
+
+def _of_reader(graph: '_Graph', node, blocks) -> Optional[Grid]:
+    """The grid of the only layer that reads a pooled result."""
+    reader = graph.only_layer_behind(node)
+    if reader is None:
+        return None
+    if id(reader) not in blocks:
+        return None
+    block = blocks[id(reader)].block
+    return Grid(block.step.item(), zero=SIGNED_ZERO if block.limits[0] < 0 else 0)
+
+
+def _of_range(lowest: float, highest: float) -> Grid:
+    scale = max((highest - lowest) / 255, 1e-12)
+    return Grid(scale, min(max(round(-lowest / scale), 0), 255))
+
+
+class _Graph:
+    """Who reads what in an ONNX file; ``layers`` are its quantized layers, in order."""
+
+    def __init__(self, path: Path) -> None:
+        import onnx
+
+        graph = onnx.load(str(path)).graph
+        self.nodes = list(graph.node)
+        self.results = {output.name for output in graph.output}
+        self.makers = {name: node for node in self.nodes for name in node.output}
+        self.readers = defaultdict(list)
+        for node in self.nodes:
+            for name in node.input:
+                self.readers[name].append(node)
+        self.layers = [node for node in self.nodes if node.op_type in LAYERS and self._is_quantized(node)]
+
+    def ends(self, node) -> bool:
+        """Whether a result leaves the network, or leads to no further quantized layer."""
+        name = self._behind(node, ('Relu',))
+        return node.output[0] in self.results or name in self.results or not self._leads_to_layer(node.output[0])
+
+    def is_quantized_next(self, node) -> bool:
+        """Whether nothing but a ReLU and one input quantizer follow."""
+        return self._kinds(self._behind(node, ('Relu',))) == ['QuantizeLinear']
+
+    def only_layer_behind(self, node):
+        """The layer behind ReLU, pooling and one input quantizer, if there is nothing else."""
+        name = self._behind(node, PASSED)
+        if self._kinds(name) != ['QuantizeLinear'] or name in self.results:
+            return None
+        while self.readers[name] and self.readers[name][0].op_type not in LAYERS:
+            name = self.readers[name][0].output[0]
+        return self.readers[name][0] if self.readers[name] else None
+
+    def _behind(self, node, kinds) -> str:
+        """Name of the result behind the operators of these kinds that alone read it."""
+        name = node.output[0]
+        while name not in self.results and len(self.readers[name]) == 1 and self.readers[name][0].op_type in kinds:
+            name = self.readers[name][0].output[0]
+        return name
+
+    def _kinds(self, name: str) -> list[str]:
+        return [node.op_type for node in self.readers[name]]
+
+    def _is_quantized(self, node) -> bool:
+        sources = [self.makers.get(name) for name in node.input[:2]]
+        if sources[1] is not None and sources[1].op_type == 'Transpose':
+            sources[1] = self.makers.get(sources[1].input[0])
+        return all(source is not None and source.op_type == 'DequantizeLinear' for source in sources)
+
+    def _leads_to_layer(self, name: str) -> bool:
+        waiting, seen = [name], set()
+        while waiting:
+            for node in self.readers[waiting.pop()]:
+                if node.op_type == 'QuantizeLinear':
+                    return True
+                fresh = [output for output in node.output if output not in seen]
+                seen.update(fresh)
+                waiting += fresh
+        return False
