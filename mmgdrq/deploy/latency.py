@@ -1,4 +1,4 @@
-"""Times of several functions in one process, one after the other in every round, so that they share good and bad times."""
+"""Times of several functions in one process, in turns, so that they share good and bad times."""
 
 import statistics
 import time

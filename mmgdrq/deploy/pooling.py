@@ -32,7 +32,7 @@ def _pooling(g, x, size):
 
 
 def _averages(g, x, axis: int, cells: int):
-    """Matrix ``(cells, length)``: cell i averages from ``floor(i length / cells)`` to ``ceil((i + 1) length / cells)``."""
+    """Matrix ``(cells, length)``: cell i averages ``floor(i length / cells)`` to ``ceil((i + 1) length / cells)``."""
     length = g.op('Gather', g.op('Shape', x), _number(g, axis), axis_i=0)
     number = g.op('Constant', value_t=torch.arange(cells).reshape(-1, 1))
     count, one = _number(g, cells), _number(g, 1)

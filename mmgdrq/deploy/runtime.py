@@ -74,8 +74,8 @@ def _checked_file(path: Path, profile: str, entry: dict[str, Any]) -> Path:
     """The file of a graph, which must lie in its folder and have the manifest's checksum."""
     if not isinstance(entry, dict) or not all(isinstance(entry.get(key), str) for key in ('file', 'tree', 'sha256')):
         raise CheckpointError(
-            f'{path}: its manifest does not say which file and structure a graph for {profile} has. Write it again with '
-            'tools/deploy.py --export'
+            f'{path}: its manifest does not say which file and structure a graph for {profile} has. Write it again '
+            'with tools/deploy.py --export'
         )
     file = path / profile / Path(entry['file']).name
     if not file.is_file() or hashlib.sha256(file.read_bytes()).hexdigest() != entry['sha256']:

@@ -81,9 +81,9 @@ def test_kinds_of_convolutions_in_the_engine_of_the_profile(tmp_path, net, profi
 @pytest.mark.parametrize('profile', ENGINES)
 def test_the_graph_is_valid_and_free_in_batch_and_size(tmp_path, profile):
     folded, x = folded_net()
-    report = export(folded, lambda model: model(x), tmp_path, profile)
+    (exported,) = export(folded, lambda model: model(x), tmp_path, profile)
     onnx.checker.check_model(str(tmp_path / 'dense.onnx'), full_check=True)
-    assert report['dense']['blocks'] == 2
+    assert exported.entry()['blocks'] == len(exported.blocks) == 2
     other = torch.rand(3, 4, 20, 16)
     assert run_graph(profile, tmp_path, other).shape == (3, 5)
 
@@ -109,7 +109,8 @@ def deployed(tmp_path):
 
     def graphs(folder):
         (folder / 'openvino').mkdir()
-        return {'openvino': export(folded, lambda model: model(x), folder / 'openvino')}
+        parts = export(folded, lambda model: model(x), folder / 'openvino')
+        return {'openvino': {exported.part.name: exported.entry() for exported in parts}}
 
     return folded, x, save_folded(folded, tmp_path / 'out', graphs=graphs)
 
