@@ -40,7 +40,7 @@ NO_MODELS = ('_base_', 'common', 'scratch', 'misc', 'legacy_1.x', 'albu_example'
 SMALL = ('r18', 'tiny', 'atto', 'nano', '-t', '_t', '-s_', '-b0', 'b0', 'small', '-s', 'r50', 'base')
 SIZES = (64, 128, 224, 256, 384, 512, 640, 32)
 """Image sizes that are tried for the training step, in this order."""
-LIMIT = 60
+LIMIT = 240
 """Seconds for one architecture."""
 LARGEST = 350_000_000
 """Parameters above which a model is converted, but takes no step here."""
@@ -322,7 +322,7 @@ def check_step(model, row: dict) -> None:
 def attempts(zoo: str, model, size: int) -> list:
     """Ways to take a step, best first: (name, function that returns a scalar)."""
     mean = getattr(model.data_preprocessor, 'mean', None)
-    channels = image_channels(model) if mean is None else len(mean)
+    channels = image_channels(model) if mean is None else mean.numel()
     images = [torch.randint(0, 256, (channels, size, size), dtype=torch.uint8) for _ in range(2)]
     views = dict(mmdet=[images], mmseg=[images], mmpretrain=[images, [images, images]])[zoo]
     ways = [('loss', lambda v=v: loss_of(zoo, model, v, size)) for v in views]
@@ -340,6 +340,7 @@ def loss_of(zoo: str, model, images, size: int):
     """The sum of the losses, as mmengine computes it."""
     batch = dict(inputs=images, data_samples=[SAMPLES[zoo](size, model) for _ in range(2)])
     preprocessor = model.data_preprocessor
+    preprocessor.batch_augments = None  # they pad small images to the size of the real training
     if zoo == 'mmseg':
         preprocessor.size, preprocessor.size_divisor = (size, size), None
     if isinstance(images[0], list):

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..errors import ExportError
 from ..quant import quantize
 from .blocks import SIGNED_ZERO, BlockModule
 from .engines import open_engine
@@ -43,6 +44,26 @@ class CodeErrors:
     def share(self) -> float:
         """Different codes among all."""
         return self.different / max(self.codes, 1)
+
+
+MAX_SHARE, MAX_RESULT = 5e-4, 1e-3
+"""Accepted are codes on a tie and the rounding of sums; anything above is another computation."""
+
+
+def check_codes(errors: CodeErrors, engine: str, path: Path) -> None:
+    """Raise where an engine computes something else than torch.
+
+    Raises:
+        ExportError: names the worst block.
+    """
+    if errors.share <= MAX_SHARE and errors.results <= MAX_RESULT:
+        return
+    raise ExportError(
+        f'export: {engine} computes {path.name} differently: {errors.different:,} of {errors.codes:,} codes differ '
+        f'(most before {errors.worst}), results by {errors.results:.1e}; accepted are {MAX_SHARE:.2%} and '
+        f'{MAX_RESULT:.0e}. Another version of the engine may help, or a float layer there, '
+        'rules=[dict(pattern=..., skip=True)]'
+    )
 
 
 def compare_codes(exported: Exported, engine: str) -> CodeErrors:

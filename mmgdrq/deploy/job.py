@@ -14,7 +14,7 @@ from mmengine.model import is_model_wrapper
 from torch import nn
 
 from .artifact import load_folded, save_folded, stored_bytes
-from .codes import compare_codes
+from .codes import check_codes, compare_codes
 from .engines import open_engine
 from .export import Exported, export
 from .fold import fold
@@ -44,7 +44,7 @@ def deploy(
     Raises:
         FoldError: the folded model does not agree with the quantized one; nothing is written.
         CheckpointError: the checkpoint does not fit the config, or ``out`` cannot be replaced.
-        ExportError: a graph cannot be made, or its engine is not installed.
+        ExportError: a graph cannot be made, or its engine is not installed or computes something else.
     """
     say = runner.logger.info
     runner.call_hook('before_run')
@@ -115,6 +115,7 @@ def examine(folded: nn.Module, run: Run, engine: str, parts: list[Exported], rou
 
 def _examine_part(engine: str, part: Exported, other: Optional[Exported], rounds: int) -> GraphReport:
     errors = compare_codes(part, engine)
+    check_codes(errors, engine, part.path)
     integer, floating = count_kernels(engine, part.path)
     timed = {}
     if other is not None:

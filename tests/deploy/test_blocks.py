@@ -1,0 +1,162 @@
+"""Blocks in the forms and profiles of the engines, and the comparison of their codes."""
+
+import dataclasses
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import mmgdrq
+from mmgdrq.deploy.codes import check_codes, compare_codes
+from mmgdrq.deploy.engines import open_engine
+from mmgdrq.deploy.export import OPSET, export
+from mmgdrq.deploy.forms import FORMS
+from mmgdrq.deploy.kernels import count_kernels
+from mmgdrq.deploy.latency import interleave, speedup
+from mmgdrq.deploy.pooling import any_size_pooling
+from mmgdrq.errors import ExportError
+
+pytest.importorskip('onnx', reason='onnx is not installed')
+pytest.importorskip('onnxruntime', reason='onnxruntime is not installed')
+
+
+class Net(nn.Module):
+    """Every kind of result: before a pooling, a residual addition, a ReLU, two readers, and the end."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.norm = nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8)
+        self.inner, self.inner_norm = nn.Conv2d(8, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8)
+        self.wide = nn.Conv2d(8, 16, 1)
+        self.pooled = nn.Conv2d(16, 8, 3)
+        self.head, self.other = nn.Conv2d(8, 6, 1), nn.Conv2d(8, 4, 1)
+
+    def extract_feat(self, x):
+        x = torch.relu(self.norm(self.stem(x)))
+        x = torch.relu(x + self.inner_norm(self.inner(x)))
+        x = self.pooled(F.max_pool2d(torch.relu(self.wide(x)), 2))
+        return self.head(x), self.other(x)
+
+    def forward(self, x):
+        return self.bbox_head(self.extract_feat(x))
+
+
+@pytest.fixture
+def folded():
+    torch.manual_seed(0)
+    model, x = Net(), torch.randn(2, 3, 16, 16)
+    model.bbox_head = nn.Identity()
+    quant = dict(weight=dict(bits=2), activation=dict(bits=4))
+    mmgdrq.quantize(model, rules=[dict(pattern='*', **quant), dict(pattern='stem', activation=dict(bits=8))])
+    with torch.no_grad():
+        for _ in range(2):
+            model.train()(x)
+    return mmgdrq.fold(model.eval(), example=x), x
+
+
+def exported_of(folded, out, profile, form='low-bit'):
+    model, x = folded
+    (exported,) = export(model, lambda m: m(x), out, profile, FORMS[form])
+    return exported
+
+
+@pytest.mark.parametrize('engine', ['onnxruntime', 'openvino'])
+def test_codes_agree_and_every_layer_is_an_integer_kernel(folded, tmp_path, engine):
+    pytest.importorskip(engine, reason=f'{engine} is not installed')
+    exported = exported_of(folded, tmp_path, engine)
+    errors = compare_codes(exported, engine)
+    assert errors.codes == sum(2 * n for n in (3 * 256, 8 * 256, 8 * 256, 16 * 64, 8 * 36, 8 * 36))
+    assert errors.different <= 1
+    assert errors.results < 1e-5
+    assert count_kernels(engine, exported.path) == (6, 0)
+
+
+def test_results_that_stay_in_the_network_are_on_8_bit_grids(folded, tmp_path):
+    exported = exported_of(folded, tmp_path, 'onnxruntime')
+    blocks = {module.block.name: module for module in exported.blocks}
+    assert {name for name, module in blocks.items() if module.ends} == {'head', 'other'}
+    # stem and inner meet in an addition, pooled has two readers, wide takes the grid of its only reader
+    assert {name for name, module in blocks.items() if module.result} == {'stem', 'inner', 'wide', 'pooled'}
+    assert blocks['wide'].result.scale == blocks['pooled'].block.step.item()
+    assert all(module.result is None for module in exported_of(folded, tmp_path, 'openvino').blocks)
+
+
+def test_a_wrong_block_is_found(folded, tmp_path):
+    exported = exported_of(folded, tmp_path, 'onnxruntime')
+    inner = next(module for module in exported.blocks if module.block.name == 'inner')
+    inner.block = dataclasses.replace(inner.block, offset=inner.block.offset + 3 * inner.result.scale)
+    errors = compare_codes(exported, 'onnxruntime')
+    assert errors.worst == 'wide'
+    assert errors.share > 0.01
+    with pytest.raises(ExportError, match=r'onnxruntime computes dense\.onnx differently: .* \(most before wide\)'):
+        check_codes(errors, 'onnxruntime', exported.path)
+
+
+def test_a_wrong_last_block_is_found(folded, tmp_path):
+    exported = exported_of(folded, tmp_path, 'onnxruntime')
+    exported.blocks[-1].block = dataclasses.replace(
+        exported.blocks[-1].block, scale=exported.blocks[-1].block.scale * 2
+    )
+    errors = compare_codes(exported, 'onnxruntime')
+    assert errors.different == 0
+    assert errors.results > 0.1
+
+
+@pytest.mark.parametrize('engine', ['onnxruntime', 'openvino'])
+def test_other_forms_compute_nearly_the_same(folded, tmp_path, engine):
+    pytest.importorskip(engine, reason=f'{engine} is not installed')
+    low_bit = dict(folded[0].named_modules())['wide']
+    for form, tolerance in (('float', 1.0), ('int8', 1.0), ('low-bit', 0.0)):
+        exported = exported_of(folded, tmp_path, engine, form)
+        block = next(module for module in exported.blocks if module.block.name == 'wide').block
+        y = torch.rand(1, 8, 4, 4) * low_bit.input_codes.step * 15
+        expected = low_bit(y)
+        error = (block.compute(y, block.offset) - expected).abs().max()
+        assert error <= tolerance * low_bit.input_codes.step * 15 * 8 * low_bit.scale.max() + 1e-6
+    assert count_kernels(engine, exported_of(folded, tmp_path, engine, 'float').path) == (0, 6)
+    assert count_kernels(engine, exported_of(folded, tmp_path, engine, 'int8').path) == (6, 0)
+
+
+class Pool(nn.Module):
+    def __init__(self, cells) -> None:
+        super().__init__()
+        self.cells = cells
+
+    def forward(self, x):
+        return F.adaptive_avg_pool2d(x, self.cells)
+
+
+@pytest.mark.parametrize('cells', [1, 3, (2, 5), (1, 4), 7])
+@pytest.mark.parametrize('size', [(7, 7), (12, 9), (3, 20)])
+def test_adaptive_pooling_for_any_size(tmp_path, cells, size):
+    path = tmp_path / 'dense.onnx'
+    axes = {'input': {2: 'height', 3: 'width'}}
+    with any_size_pooling(OPSET):
+        torch.onnx.export(
+            Pool(cells),
+            (torch.rand(1, 2, 8, 8),),
+            str(path),
+            dynamo=False,
+            opset_version=OPSET,
+            input_names=['input'],
+            dynamic_axes=axes,
+        )
+    x = torch.rand(2, 2, *size)[:1]
+    (found,) = open_engine('onnxruntime', path)(x.numpy())
+    assert torch.allclose(torch.from_numpy(found), F.adaptive_avg_pool2d(x, cells), atol=1e-6)
+
+
+def test_kernels_of_an_unknown_engine(tmp_path):
+    with pytest.raises(ExportError, match=r"'tflite' is unknown\. Expected one of onnxruntime, openvino"):
+        count_kernels('tflite', tmp_path / 'x.onnx')
+
+
+def test_interleaved_times():
+    order = []
+    times = interleave({'a': lambda: order.append('a'), 'b': lambda: order.append('b')}, rounds=3, warmup=1)
+    assert order == ['a', 'b'] * 4
+    assert {name: len(values) for name, values in times.items()} == {'a': 3, 'b': 3}
+    assert speedup({'a': [1.0, 2.0, 9.0], 'b': [2.0, 6.0, 18.0]}, 'a', 'b') == 2.0
+    with pytest.raises(ValueError, match='rounds=0'):
+        interleave({'a': order.clear}, rounds=0)
