@@ -50,9 +50,10 @@ SSD = dict(
         num_classes=3,
         anchor_generator=dict(
             type='SSDAnchorGenerator',
-            strides=[8, 16],
-            ratios=[[2], [2]],
-            basesize_ratio_range=(0.2, 0.9),
+            strides=[8, 16, 32],
+            ratios=[[2], [2], [2]],
+            min_sizes=[8, 16, 32],
+            max_sizes=[16, 32, 64],
             input_size=64,
         ),
     ),
