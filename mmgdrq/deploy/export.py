@@ -18,7 +18,7 @@ from .merge import merge_norms
 from .pooling import any_size_pooling
 from .results import plan_results
 from .seams import Part, example_inputs, parts_of
-from .strided import slice_one_cell_pools
+from .tidy import tidy
 
 OPSET = 17
 
@@ -127,7 +127,7 @@ def _write(part: Part, x: Tensor, path: Path, exported: list[BlockModule]) -> No
             )
     except (RuntimeError, torch.onnx.errors.OnnxExporterError) as error:
         raise ExportError(f'export: {part.name} does not become ONNX: {str(error).splitlines()[0]}') from error
-    slice_one_cell_pools(path)
+    tidy(path)
 
 
 def _free_axes(name: str, result: Tensor, free: dict[int, str]) -> dict[int, str]:

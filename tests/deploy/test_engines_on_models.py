@@ -124,3 +124,12 @@ def test_the_graph_takes_other_sizes(folded, engine, tmp_path):
         assert ours.shape == theirs.shape
         # one tie that falls differently may spread, so not exactly
         assert (ours - torch.from_numpy(theirs)).abs().mean() < 0.05 * ours.abs().mean()
+
+
+def test_weights_of_a_shared_head_are_stored_once(folded, tmp_path):
+    folded, run = folded
+    (exported,) = export(folded, run, tmp_path, 'openvino')
+    graph = onnx.load(str(exported.path)).graph
+    constants = [node.attribute[0].t.raw_data for node in graph.node if node.op_type == 'Constant']
+    large = [content for content in constants if len(content) > 300]
+    assert len(large) == len(set(large)) > 1
