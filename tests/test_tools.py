@@ -62,7 +62,7 @@ def workplace(tmp_path_factory) -> Path:
 @pytest.fixture(scope='module')
 def deployed(workplace) -> Path:
     """The trained model, folded."""
-    options = ('--out', 'folded', '--export', 'onnxruntime', 'openvino')
+    options = ('--out', 'folded', '--rounds', '2', '--evaluate', '--export', 'onnxruntime', 'openvino')
     output = run(ROOT / 'tools/deploy.py', 'w2a4.py', 'run/epoch_1.pth', *options, cwd=workplace)
     assert 'folded 35 layers: 20 scales in BN, 15 in the layer' in output
     return workplace / 'folded'
@@ -124,6 +124,15 @@ def test_deployed_directory_is_small_and_reported(deployed):
     assert report['worst_error'] < 1e-4
     assert report['not_reached'] == []
     assert report['folded_mb'] < report['quantized_mb'] / 5
+    graphs = {(graph['engine'], graph['part']): graph for graph in report['graphs']}
+    assert set(graphs) == {(engine, part) for engine in ('onnxruntime', 'openvino') for part in ('dense', 'bbox_head')}
+    for graph in graphs.values():
+        assert graph['integer'] == graph['blocks']
+        assert graph['different'] <= 1e-4 * graph['codes']
+        assert graph['speedup'] > 0
+    assert report['metrics'].keys() == {'quantized', 'folded', 'onnxruntime', 'openvino'}
+    values = [metrics['coco/bbox_mAP'] for metrics in report['metrics'].values()]
+    assert max(values) - min(values) < 0.03  # a model of four steps
     assert not list(deployed.parent.glob('.folded*')), 'nothing half-written is left'
 
 

@@ -226,3 +226,12 @@ def test_numpy_arrays_go_in_and_out(tmp_path):
     export(folded, lambda model: model(x), tmp_path)
     (result,) = open_engine('onnxruntime', tmp_path / 'dense.onnx')(x.numpy())
     assert isinstance(result, np.ndarray)
+
+
+@pytest.mark.parametrize('entry', [{}, 'x', dict(file='dense.onnx'), dict(file=1, tree='', sha256='')], ids=str)
+def test_a_manifest_with_a_malformed_graph(deployed, monkeypatch, entry):
+    folded, _, path = deployed
+    graphs = {'openvino': {'dense': entry}}
+    monkeypatch.setattr('mmgdrq.deploy.runtime.read_manifest', lambda path: {'graphs': graphs})
+    with pytest.raises(CheckpointError, match='does not say which file and structure'):
+        plug_engine(folded, path, 'openvino')
