@@ -10,6 +10,7 @@ from store import RESULTS, load
 OUT = Path(__file__).resolve().parents[2] / 'docs' / 'results.md'
 TITLES = {
     'classification': ('Classification: ResNet-20 on JPEG-compressed CIFAR-10', 'top-1'),
+    'classification_long': ('Classification, six times as long', 'top-1'),
     'detection': ('Detection: Faster R-CNN (ResNet-18, FPN) on scenes of digits', 'AP'),
     'retinanet_digits': ('Detection: RetinaNet (ResNet-18, FPN) on scenes of digits', 'AP'),
     'detection_bccd': ('Detection: Faster R-CNN (ResNet-18, FPN) on BCCD', 'AP'),

@@ -11,7 +11,15 @@ from pathlib import Path
 from rows import select
 from store import RESULTS, commit, path_of, save
 
-TASKS = ('classification', 'detection', 'segmentation', 'retinanet_digits', 'detection_bccd', 'retinanet_bccd')
+TASKS = (
+    'classification',
+    'classification_long',
+    'detection',
+    'segmentation',
+    'retinanet_digits',
+    'detection_bccd',
+    'retinanet_bccd',
+)
 
 
 def main() -> None:
