@@ -20,7 +20,7 @@ from ..errors import CheckpointError
 from ..files import partial_name, remove_stale, replace_directory
 from ..layers import is_quantized
 from ..quant import pack, unpack
-from .layers import become_folded
+from .layers import STORED, StoredWeight, become_folded, unread_parameters
 
 FORMAT, VERSION = 'mmgdrq-folded', 1
 MANIFEST, WEIGHTS, CONFIG = 'manifest.json', 'weights.safetensors', 'config.py'
@@ -117,13 +117,19 @@ def _become(model: nn.Module, path: Path, manifest: dict[str, Any], tensors: dic
     entries = manifest['layers']
     layers = {name: layer for name, layer in model.named_modules() if is_quantized(layer)}
     _check_fit(path, layers, entries)
-    weights = {name: _weight_of(path, name, entry, tensors) for name, entry in entries.items()}
+    weights = {
+        _weight_key(name, entry): _weight_of(path, name, entry, tensors)
+        for name, entry in entries.items()
+        if entry['kind'] != STORED or entry['weight_bits'] <= 8
+    }
     for name, entry in entries.items():
         become_folded(layers[name], entry)
         _adopt_norm_affine(model, entry['norm'], tensors)
-    state = {**tensors, **{f'{name}.weight': value for name, value in weights.items()}}
+    state = {**tensors, **weights}
     state.update({alias: state[key] for alias, key in _alias_keys(model).items() if key in state})
-    _check_state(path, model.state_dict(), state)
+    own = model.state_dict()
+    state.update({key: torch.zeros_like(own[key]) for key in unread_parameters(model)})
+    _check_state(path, own, state)
     model.load_state_dict(state)
     model.gdrq_folded = entries
     return model.eval()
@@ -169,14 +175,21 @@ def _tensors_of(folded: nn.Module) -> dict[str, Tensor]:
     tensors = {name: t.detach().cpu().contiguous().clone() for name, t in folded.state_dict().items()}
     for name, entry in folded.gdrq_folded.items():
         if entry['weight_bits'] <= 8:
-            codes = tensors[f'{name}.weight']
-            tensors[f'{name}.weight'] = pack(codes, entry['weight_bits'], entry['weight_lowest'])
+            key = _weight_key(name, entry)
+            tensors[key] = pack(tensors[key], entry['weight_bits'], entry['weight_lowest'])
+    for key in unread_parameters(folded):
+        del tensors[key]
     return {key: t for key, t in tensors.items() if aliases.get(key, key) == key}
+
+
+def _weight_key(name: str, entry: dict[str, Any]) -> str:
+    """Where the state of a model has the codes of a layer."""
+    return f'{name}.weight_quantizer.codes' if entry['kind'] == STORED else f'{name}.weight'
 
 
 def _layers_of(folded: nn.Module) -> dict[str, Any]:
     modules = dict(folded.named_modules())
-    return {name: {**entry, 'shape': list(modules[name].weight.shape)} for name, entry in folded.gdrq_folded.items()}
+    return {name: {'shape': list(modules[name].weight.shape), **entry} for name, entry in folded.gdrq_folded.items()}
 
 
 def _alias_keys(model: nn.Module) -> dict[str, str]:
@@ -184,7 +197,7 @@ def _alias_keys(model: nn.Module) -> dict[str, str]:
     first = {id(module): name for name, module in reversed(list(model.named_modules()))}
     keys = {}
     for name, module in model.named_modules(remove_duplicate=False):
-        if hasattr(module, 'input_codes'):
+        if hasattr(module, 'input_codes') or isinstance(getattr(module, 'weight_quantizer', None), StoredWeight):
             for key in module.state_dict():
                 keys[f'{name}.{key}'] = f'{first[id(module)]}.{key}'
     return keys
@@ -204,7 +217,7 @@ def _read_tensors(path: Path, manifest: dict[str, Any]) -> dict[str, Tensor]:
 
 
 def _weight_of(path: Path, name: str, entry: dict[str, Any], tensors: dict[str, Tensor]) -> Tensor:
-    key = f'{name}.weight'
+    key = _weight_key(name, entry)
     if key not in tensors:
         raise CheckpointError(f'{path}: the weight of {name} is missing')
     if entry['weight_bits'] > 8:
@@ -223,7 +236,7 @@ def _check_fit(path: Path, layers: dict[str, nn.Module], entries: dict[str, Any]
             f'manifest ({len(different)} such layers). Use its own {CONFIG}'
         )
     for name, entry in entries.items():
-        shape = list(layers[name].weight.shape)
+        shape = list(layers[name].filters().shape)
         bits = [getattr(q, 'spec', None) for q in (layers[name].weight_quantizer, layers[name].activation_quantizer)]
         asked = [32 if spec is None else spec.bits for spec in bits]
         stored = [entry['weight_bits'], entry['input_bits']]

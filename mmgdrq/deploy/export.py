@@ -12,8 +12,10 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from ..errors import ExportError
+from ..quant import step_of
 from .blocks import PROFILES, Block, BlockModule, block_of
 from .forms import low_bit
+from .layers import STORED, RoundedInput
 from .merge import merge_norms
 from .pooling import any_size_pooling
 from .results import plan_results
@@ -84,12 +86,24 @@ def with_blocks(
     names: dict[int, BlockModule] = {}
     for name, entry in model.gdrq_folded.items():
         layer = model.get_submodule(name)
+        if entry['kind'] == STORED:
+            layer.activation_quantizer = _rounded_input(layer.activation_quantizer, entry)
+            continue
         names[id(layer)] = BlockModule(form(block_of(name, layer, entry, profile)), exported)
     for parent in list(model.modules()):
         for attribute, child in list(parent._modules.items()):
             if id(child) in names:
                 parent._modules[attribute] = names[id(child)]
     return model, exported
+
+
+def _rounded_input(quantizer: nn.Module, entry: dict[str, Any]) -> nn.Module:
+    if not entry['input']:
+        return quantizer
+    rounded = RoundedInput(*entry['input'])
+    levels = quantizer.spec.levels(entry['input'][0] < 0)
+    rounded.step.copy_(step_of(quantizer.threshold.detach().abs(), levels))
+    return rounded
 
 
 def _export_part(part: Part, x: Tensor, out: Path, exported: list[BlockModule]) -> Exported:

@@ -18,7 +18,7 @@ from ..errors import FoldError
 from ..layers import ActivationQuantizer, WeightQuantizer, is_quantized
 from ..quant import per_filter, quantize, step_of, weight_step
 from ..stages import get_stage
-from .layers import become_folded
+from .layers import STORED, become_folded
 from .pairs import Pairs, pairs_by_structure, pairs_by_trace
 
 Entry = dict[str, Any]
@@ -57,8 +57,11 @@ def fold(model: nn.Module, example: Example = None, pairs: Optional[Pairs] = Non
     with torch.no_grad():
         for name, layer in list(modules.items()):
             if is_quantized(layer):
-                norm = pairs.get(name)
                 _check_finite(name, layer)
+                if not _is_foldable(layer):
+                    entries[name] = _store_layer(layer)
+                    continue
+                norm = pairs.get(name)
                 entries[name] = _fold_layer(layer, modules[norm] if norm else None)
                 entries[name]['norm'] = norm
     folded.gdrq_folded = entries
@@ -96,11 +99,10 @@ def check_foldable(model: nn.Module) -> None:
             "'quantize' stage first"
         )
     for name, layer in layers.items():
-        if layer.folds_as is None or layer._parameters.get('weight') is None:
+        if not layer.has_one_weight:
             raise FoldError(
-                f'fold: {name} ({type(layer).__name__}) cannot be folded yet, only plain convolutions and linear '
-                'layers can. Leave it in float with rules=[dict(pattern=..., skip=True)], or evaluate the quantized '
-                'model as it is'
+                f'fold: {name} ({type(layer).__name__}) computes with several weights, which cannot be stored as one. '
+                'Leave it in float with rules=[dict(pattern=..., skip=True)], or evaluate the quantized model as it is'
             )
         quantizer = layer.activation_quantizer
         if isinstance(quantizer, ActivationQuantizer) and not quantizer.is_ready():
@@ -118,8 +120,25 @@ def _check_finite(name: str, layer: nn.Module) -> None:
             )
 
 
+def _is_foldable(layer: nn.Module) -> bool:
+    return layer.folds_as is not None and layer._parameters.get('weight') is not None
+
+
+def _store_layer(layer: nn.Module) -> Entry:
+    """The layer keeps its forward pass and input quantizer; its quantized weight is stored as codes."""
+    codes, scale, weight_format = _weight_codes(layer, layer.filters().detach())
+    _, limits, bits = _input_codes(layer)
+    entry = {'kind': STORED, 'input': limits, 'input_bits': bits, 'scaled': False, 'offset': False, 'norm': None}
+    entry.update(weight_format, shape=list(codes.shape))
+    become_folded(layer, entry)
+    if entry['weight_bits'] <= 8:
+        layer.weight_quantizer.codes.copy_(codes)
+        layer.weight_quantizer.scale.copy_(scale)
+    return entry
+
+
 def _fold_layer(layer: nn.Module, norm: Optional[nn.Module]) -> Entry:
-    codes, weight_scale, weight_format = _weight_codes(layer)
+    codes, weight_scale, weight_format = _weight_codes(layer, layer.weight.detach())
     step, limits, bits = _input_codes(layer)
     scale = weight_scale * step
     bias = None if layer.bias is None else layer.bias.detach().clone()
@@ -155,9 +174,9 @@ def _fold_into_norm(norm: nn.Module, scale: Tensor, bias: Optional[Tensor]) -> N
     norm.running_mean.copy_(mean / scale)
 
 
-def _weight_codes(layer: nn.Module) -> tuple[Tensor, Tensor, Entry]:
-    """Integer weight, scale of every filter, and how the codes are stored."""
-    quantizer, weight = layer.weight_quantizer, layer.weight.detach()
+def _weight_codes(layer: nn.Module, weight: Tensor) -> tuple[Tensor, Tensor, Entry]:
+    """Integer weight, scale of every filter, and how the codes are stored; ``weight`` has its filters first."""
+    quantizer = layer.weight_quantizer
     if not isinstance(quantizer, WeightQuantizer):
         ones = weight.new_ones(weight.shape[0])
         return weight, ones, {'weight_bits': 32, 'weight_lowest': 0}
@@ -172,7 +191,7 @@ def _input_codes(layer: nn.Module) -> tuple[Tensor, Optional[tuple[int, int]], i
     """Input step, limits of the input codes, and their bits."""
     quantizer = layer.activation_quantizer
     if not isinstance(quantizer, ActivationQuantizer):
-        return layer.weight.new_ones(()), None, 32
+        return layer.stored_weight().new_ones(()), None, 32
     spec, signed = quantizer.spec, bool(quantizer.signed)
     step = step_of(quantizer.threshold.detach().abs(), spec.levels(signed))
     return step, spec.code_limits(signed), spec.bits

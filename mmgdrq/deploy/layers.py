@@ -1,5 +1,6 @@
 """Folded layers: integer weights, integer inputs; the scale sits in BN or in one factor a filter."""
 
+from collections.abc import Sequence
 from typing import Optional
 
 import torch
@@ -30,6 +31,13 @@ class CodeQuantizer(nn.Module):
         return f'limits={self.limits}'
 
 
+class RoundedInput(CodeQuantizer):
+    """Rounds an input to its grid: codes times step, written in operators that every exporter knows."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x / self.step).round().clamp(*self.limits) * self.step
+
+
 class FoldedConv2d(nn.Conv2d):
     """A convolution with integer weights and inputs; see :func:`become_folded` for its other buffers."""
 
@@ -47,6 +55,26 @@ class FoldedLinear(nn.Linear):
 
 
 FOLDED = {'conv': FoldedConv2d, 'linear': FoldedLinear}
+STORED = 'stored'
+"""Kind of a layer without a folded form: its forward pass stays as it is, with the weight from integer codes."""
+
+
+class StoredWeight(nn.Module):
+    """In the place of a weight quantizer: the quantized weight, whatever the float one is.
+
+    Args:
+        shape: of the filters, ``(O, ...)``.
+
+    Buffers: integer ``codes`` held in float32, and one ``scale`` a filter.
+    """
+
+    def __init__(self, shape: Sequence[int]) -> None:
+        super().__init__()
+        self.register_buffer('codes', torch.zeros(tuple(shape)))
+        self.register_buffer('scale', torch.ones(shape[0]))
+
+    def forward(self, weight: Tensor, encode: bool = False) -> Tensor:
+        return rescale(self.codes, self.scale, None, channel=0).to(weight.dtype)
 
 
 def rescale(y: Tensor, scale: Optional[Tensor], offset: Optional[Tensor], channel: int) -> Tensor:
@@ -62,11 +90,17 @@ def become_folded(layer: nn.Module, entry: dict) -> None:
     """Turn a quantized (or float) layer into the folded form that a manifest entry describes, in place.
 
     Args:
-        layer: an ``nn.Conv2d`` or ``nn.Linear`` of the right shape.
-        entry: ``kind``; ``input`` (lowest and highest input code, or None for a float input); ``scaled``
+        layer: a quantized layer of the right shape.
+        entry: ``kind``, a key of :data:`FOLDED` or :data:`STORED`; for the former
+            ``input`` (lowest and highest input code, or None for a float input); ``scaled``
             (whether the layer itself carries one scale a filter); ``offset`` (whether it carries one
-            additive term a filter). Buffers ``scale`` and ``offset`` have shape ``(O,)``.
+            additive term a filter). Buffers ``scale`` and ``offset`` have shape ``(O,)``. For the latter
+            ``shape`` of the filters, and ``weight_bits``.
     """
+    if entry['kind'] == STORED:
+        if entry['weight_bits'] <= 8:
+            layer.weight_quantizer = StoredWeight(entry['shape']).to(layer.stored_weight().device)
+        return
     for name in ('weight_quantizer', 'activation_quantizer'):
         layer._modules.pop(name, None)
     layer.__class__ = FOLDED[entry['kind']]
@@ -78,3 +112,15 @@ def become_folded(layer: nn.Module, entry: dict) -> None:
     layer.register_buffer('scale', torch.ones(filters) if entry['scaled'] else None)
     layer.register_buffer('offset', torch.zeros(filters) if entry['offset'] else None)
     layer.to(device)
+
+
+def unread_parameters(folded: nn.Module) -> list[str]:
+    """Names of the float parameters that no forward pass reads any more: those behind stored weights."""
+    layers = [m for m in folded.modules() if isinstance(getattr(m, 'weight_quantizer', None), StoredWeight)]
+    parameters = {id(layer.stored_weight()): layer.stored_weight() for layer in layers}
+    readers = {id(layer) for layer in layers} | {id(owner) for layer in layers for owner in getattr(layer, 'owner', ())}
+    for module in folded.modules():
+        if id(module) not in readers:
+            for parameter in module._parameters.values():
+                parameters.pop(id(parameter), None)
+    return [name for name, p in folded.named_parameters(remove_duplicate=False) if id(p) in parameters]

@@ -6,12 +6,13 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import FoldError
+from .layers import STORED
 
 
 def merge_norms(folded: nn.Module) -> nn.Module:
     """Return a copy of a folded model in which every folded layer carries its BN.
 
-    Each folded layer then has ``scale`` and ``offset``, one value a filter, and computes
+    Each folded layer then (but not a stored one) has ``scale`` and ``offset``, one value a filter, and computes
     ``scale * layer(codes) + offset``; its BN is an ``nn.Identity``. A scale may be negative or zero, as gamma may.
 
     Args:
@@ -25,6 +26,8 @@ def merge_norms(folded: nn.Module) -> nn.Module:
     merged = copy.deepcopy(folded).eval()
     modules = dict(merged.named_modules())
     for name, entry in merged.gdrq_folded.items():
+        if entry['kind'] == STORED:
+            continue
         layer, norm = modules[name], entry['norm']
         scale, offset = _affine(modules[norm]) if norm else (layer.scale, layer.offset)
         layer.scale = layer.weight.new_ones(layer.weight.shape[0]) if scale is None else scale.detach().clone()

@@ -20,9 +20,11 @@ class QuantizedLayer:
     Attributes:
         folds_as: the kind of folded layer (``'conv'``, ``'linear'``) that computes the same from integer codes;
             None where there is none.
+        has_one_weight: whether every call computes with the same quantized weight.
     """
 
     folds_as: Optional[str] = None
+    has_one_weight: bool = True
 
     def attach(self, weight: WeightConfig, activation: ActivationConfig, name: str) -> None:
         """Add the quantizers; called once, when a float layer becomes a quantized one."""

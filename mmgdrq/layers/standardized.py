@@ -43,6 +43,8 @@ class SAConv2d(_Standardized):
     ``'learned'`` the range. The input is not quantized: the layer adds global context to it before it convolves.
     """
 
+    has_one_weight = False
+
     def filters(self) -> Tensor:
         return super()._get_weight(self.weight)
 

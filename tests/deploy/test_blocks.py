@@ -160,3 +160,38 @@ def test_interleaved_times():
     assert speedup({'a': [1.0, 2.0, 9.0], 'b': [2.0, 6.0, 18.0]}, 'a', 'b') == 2.0
     with pytest.raises(ValueError, match='rounds=0'):
         interleave({'a': order.clear}, rounds=0)
+
+
+class WithTransposed(Net):
+    """A transposed convolution has no integer form; it runs in float between rounded inputs and weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up = nn.ConvTranspose2d(8, 8, 2, stride=2)
+        self.last = nn.Conv2d(8, 3, 1)
+
+    def extract_feat(self, x):
+        x = F.max_pool2d(torch.relu(self.norm(self.stem(x))), 2)
+        return self.last(torch.relu(self.up(x)))
+
+
+@pytest.mark.parametrize('engine', ['onnxruntime', 'openvino'])
+def test_layers_without_an_integer_form_are_exported_in_float(tmp_path, engine):
+    pytest.importorskip(engine, reason=f'{engine} is not installed')
+    torch.manual_seed(0)
+    model, x = WithTransposed(), torch.rand(2, 3, 16, 16)
+    model.bbox_head = nn.Identity()
+    mmgdrq.quantize(model, rules=[dict(pattern='*', weight=dict(bits=2), activation=dict(bits=4))])
+    with torch.no_grad():
+        for _ in range(2):
+            model.train()(x)
+    unused = ('inner', 'wide', 'pooled', 'head', 'other')
+    for name in unused:
+        delattr(model, name)
+    folded = mmgdrq.fold(model.eval(), example=x)
+    exported = exported_of((folded, x), tmp_path, engine)
+    assert count_kernels(engine, exported.path)[0] == len(exported.blocks) == 2
+    assert compare_codes(exported, engine).share < 1e-3
+    found = torch.from_numpy(open_engine(engine, exported.path)(x.numpy())[0])
+    expected = folded(x).detach()
+    assert (found - expected).abs().mean() < 0.02 * expected.abs().mean()

@@ -15,10 +15,12 @@ from mmdet.models.dense_heads.tood_head import TaskDecomposition
 from mmdet.models.layers.normed_predictor import NormedConv2d, NormedLinear
 from mmpretrain.models.heads.margin_head import NormProduct
 from mmpretrain.models.utils.attention import BEiTAttention, CrossMultiheadAttention, WindowMSAV2
+from safetensors.torch import load_file
 from torch import nn
 from torch.nn.utils import parametrizations, spectral_norm
 
 import mmgdrq
+from mmgdrq.deploy import load_folded, save_folded
 from mmgdrq.errors import QuantizationError
 from mmgdrq.layers import is_quantized, quantized_layers
 from mmgdrq.layers.transposed import filters_first
@@ -368,10 +370,80 @@ def test_frozen_layers_have_eight_bits():
     assert mmgdrq.plan(net)[1].weight.bits == 2, 'nothing is trained: no layer is an exception'
 
 
-@pytest.mark.parametrize('name', ['deconv2d', 'adaptive', 'ws', 'dcn', 'old spectral'])
-def test_what_cannot_be_folded_yet_is_refused(name):
+FOLDABLE = [name for name in LAYERS if not name.startswith('sac')]
+
+
+def folded_layer(name):
     net, x = build(name)
     mmgdrq.quantize(net, **edgeless())
     net.train()(x)
-    with pytest.raises(mmgdrq.errors.FoldError, match=r'fold: 1 .* cannot be folded yet'):
+    return net.eval(), mmgdrq.fold(net, example=x), x
+
+
+@pytest.mark.parametrize('name', FOLDABLE)
+def test_folded_layers_compute_the_same(name):
+    net, folded, x = folded_layer(name)
+    with torch.no_grad():
+        expected, found = net(x), folded(x)
+    assert torch.allclose(found, expected, atol=1e-5 * expected.abs().max().item())
+    assert folded.gdrq_folded['1']['weight_bits'] == 2
+
+
+@pytest.mark.parametrize('name', FOLDABLE)
+def test_folded_layers_are_stored_as_codes(name, tmp_path):
+    net, folded, x = folded_layer(name)
+    path = save_folded(folded, tmp_path / 'out')
+    stored = load_file(path / 'weights.safetensors')
+    packed = [tensor for tensor in stored.values() if tensor.dtype == torch.uint8]
+    codes = [layer.filters().numel() for layer in quantized_layers(net)]
+    assert sorted(len(tensor) for tensor in packed) == sorted((count + 3) // 4 for count in codes)
+    if 'spectral' not in name:  # which keep the vectors of their norm, and the weight under another name
+        assert '1.weight' not in stored or stored['1.weight'].dtype == torch.uint8
+    fresh, _ = build(name)
+    mmgdrq.quantize(fresh, **edgeless())
+    with torch.no_grad():
+        assert torch.equal(load_folded(fresh, path)(x), folded(x))
+
+
+def test_the_projections_of_an_attention_are_stored_as_codes(tmp_path):
+    def build_attention():
+        torch.manual_seed(0)
+        net = nn.ModuleDict(dict(attention=nn.MultiheadAttention(8, 2, batch_first=True)))
+        net.forward = lambda x: net['attention'](x, x, x)[0]
+        rules = [dict(pattern='*', weight=dict(bits=2), activation=dict(bits=4))]
+        return mmgdrq.quantize(net, rules=rules)
+
+    net, x = build_attention(), torch.randn(2, 5, 8)
+    net.train()(x)
+    net.eval()
+    folded = mmgdrq.fold(net)
+    folded.forward = lambda x: folded['attention'](x, x, x)[0]
+    assert torch.allclose(folded(x), net(x), atol=1e-5)
+    path = save_folded(folded, tmp_path / 'out')
+    stored = load_file(path / 'weights.safetensors')
+    assert sum(tensor.dtype == torch.uint8 for tensor in stored.values()) == 4
+    assert not any(name.endswith('in_proj_weight') for name in stored)
+    fresh = load_folded(build_attention(), path)
+    fresh.forward = lambda x: fresh['attention'](x, x, x)[0]
+    assert torch.equal(fresh(x), folded(x))
+
+
+def test_a_float_weight_that_others_read_is_kept(tmp_path):
+    net, x = build('deconv2d')
+    net.append(nn.Module())
+    net[2].register_parameter('tied', net[1].weight)
+    net[2].forward = lambda x: x * net[2].tied.mean()
+    mmgdrq.quantize(net, **edgeless())
+    net.train()(x)
+    folded = mmgdrq.fold(net.eval())
+    stored = load_file(save_folded(folded, tmp_path / 'out') / 'weights.safetensors')
+    assert torch.equal(stored['2.tied'], net[2].tied)
+
+
+@pytest.mark.parametrize('name', ['sac', 'sac deformable'])
+def test_a_layer_with_two_weights_is_not_folded(name):
+    net, x = build(name)
+    mmgdrq.quantize(net, **edgeless())
+    net.train()(x)
+    with pytest.raises(mmgdrq.errors.FoldError, match=r'fold: 1 \(SAConv2d\) computes with several weights'):
         mmgdrq.fold(net)
