@@ -1,16 +1,18 @@
 """A quantized block as ONNX nodes: input codes, integer weights, one scale and one bias a filter.
 
-Two profiles put the same block into the form that an engine turns into integer kernels:
+Profiles put the same block into the form that an engine turns into integer kernels:
 
 - ``'openvino'``: a float ``Clip`` before ``QuantizeLinear``, a float bias.
 - ``'onnxruntime'``: ``QuantizeLinear``, then an integer ``Clip``, an int32 bias. A result that would make the
   engine compute in float is quantized to 8 bits, or computed as int32 and scaled, see :mod:`.results`.
+- ``'tensorrt'``: as ``'openvino'``, but every input is symmetric int8 and weights are int8 constants, as TensorRT
+  asks for. An unsigned 8-bit input loses one bit by that.
 
 A :class:`BlockModule` computes in torch what its nodes compute, rounded bias and quantized result included: a model
 of them is the simulation of what the engine runs.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Optional
 
 import torch
@@ -22,12 +24,13 @@ from ..errors import ExportError
 from ..quant import pack, quantize, unpack
 from .layers import FoldedLinear, rescale
 
-PROFILES = ('openvino', 'onnxruntime')
+PROFILES = ('openvino', 'onnxruntime', 'tensorrt')
 BIAS_REFINEMENT = {2: 63, 3: 31, 4: 15, 5: 7, 6: 3, 7: 1, 8: 1}
 """Weight bits -> factor on the weight codes (and divisor of their scale) in the profile ``'onnxruntime'``. Its bias is
 an integer in units of input step * weight scale, so a finer scale rounds the bias less; the codes still fit int8."""
 
 
+INT8_MAX = 127
 SIGNED_ZERO = 128
 """Code of 0 where signed values are held in uint8."""
 
@@ -165,7 +168,7 @@ def block_of(name: str, layer: nn.Module, entry: dict[str, Any], profile: str) -
             'of zeros on each side. Keep it in float with a rule, dict(pattern=..., skip=True)'
         )
     geometry = None if linear else (layer.stride, layer.padding, layer.dilation, layer.groups)
-    return Block(
+    block = Block(
         name=name,
         weight=layer.weight.detach(),
         bits=entry['weight_bits'],
@@ -177,6 +180,15 @@ def block_of(name: str, layer: nn.Module, entry: dict[str, Any], profile: str) -
         geometry=geometry,
         profile=profile,
     )
+    return _in_int8(block) if profile == 'tensorrt' else block
+
+
+def _in_int8(block: Block) -> Block:
+    """The block with input codes of at most 127: an 8-bit unsigned grid gets half as many steps."""
+    if block.limits is None or block.limits[1] <= INT8_MAX:
+        return block
+    coarser = block.limits[1] / INT8_MAX
+    return replace(block, step=block.step * coarser, scale=block.scale * coarser, limits=(0, INT8_MAX))
 
 
 class _Exported(Function):
@@ -246,7 +258,7 @@ def _input(g, x, block: Block):
         x, zero = _codes_in_uint8(g, x, block)
         return g.op('DequantizeLinear', x, step, zero)
     low, high = block.limits
-    dtype = torch.int8 if low < 0 else torch.uint8
+    dtype = torch.int8 if low < 0 or block.profile == 'tensorrt' else torch.uint8
     zero, info = _code(g, 0, dtype), torch.iinfo(dtype)
     if (low, high) != (info.min, info.max):
         x = g.op('Clip', x, _constant(g, low * block.step.float()), _constant(g, high * block.step.float()))
@@ -286,7 +298,7 @@ def _weight_codes(g, module: BlockModule):
     """Codes at their real bit-width; a table turns every byte into its codes when the engine loads the graph."""
     block, codes, refinement = module.block, _codes(module.block), module.refinement
     width = 2 if block.bits == 2 else 4 if block.bits <= 4 else 8
-    if width == 8:
+    if width == 8 or block.profile == 'tensorrt':
         return _constant(g, (codes * refinement).to(torch.int8))
     packed = pack(codes, width, -(2 ** (width - 1)))
     table = _byte_table(width) * refinement

@@ -105,7 +105,7 @@ def _simulate(exported: Exported) -> tuple[list[Tensor], list[np.ndarray]]:
     def keep(module: BlockModule, args) -> None:
         limits = module.block.limits
         if limits is not None:
-            dtype = torch.int8 if limits[0] < 0 else torch.uint8
+            dtype = torch.int8 if limits[0] < 0 or module.block.profile == 'tensorrt' else torch.uint8
             codes.append(quantize(args[0], module.block.step, limits).to(dtype).numpy())
 
     blocks = {id(module): module for module in exported.blocks}.values()

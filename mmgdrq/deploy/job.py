@@ -15,7 +15,7 @@ from torch import nn
 
 from .artifact import load_folded, save_folded, stored_bytes
 from .codes import check_codes, compare_codes
-from .engines import open_engine
+from .engines import ENGINES, open_engine
 from .export import Exported, export
 from .fold import fold
 from .forms import as_float
@@ -25,6 +25,8 @@ from .report import GraphReport, Report
 from .runtime import plug_engine
 from .verify import check_blocks, compare_blocks
 
+REFERENCE = 'onnxruntime'
+"""Engine that checks the graphs of profiles whose own engine cannot run here."""
 Run = Callable[[nn.Module], object]
 
 
@@ -80,7 +82,7 @@ def deploy(
     _check_written(model, folded, out)
     if evaluate:
         metrics['folded'] = _evaluate(runner, folded, 'folded')
-        for engine in profiles:
+        for engine in [profile for profile in profiles if profile in ENGINES]:
             metrics[engine] = _evaluate(runner, plug_engine(copy.deepcopy(folded), out, engine), engine)
     worst = max(errors, key=errors.get)
     return Report(
@@ -104,19 +106,22 @@ def examine(folded: nn.Module, run: Run, engine: str, parts: list[Exported], rou
     Args:
         folded: result of :func:`mmgdrq.fold`.
         run: runs the model it is given on sample images.
-        engine: the profile of the graphs, which is the engine's name.
+        engine: the profile of the graphs; where it is not the name of an engine that runs here, ``REFERENCE``
+            checks the codes, and nothing is counted and timed.
         parts: result of :func:`~mmgdrq.deploy.export.export`.
         rounds: how often each graph is timed; 0: not at all.
     """
     with tempfile.TemporaryDirectory() as folder:
-        floats = export(folded, run, Path(folder), engine, as_float) if rounds else [None] * len(parts)
+        timed = rounds and engine in ENGINES
+        floats = export(folded, run, Path(folder), engine, as_float) if timed else [None] * len(parts)
         return [_examine_part(engine, part, other, rounds) for part, other in zip(parts, floats)]
 
 
 def _examine_part(engine: str, part: Exported, other: Optional[Exported], rounds: int) -> GraphReport:
-    errors = compare_codes(part, engine)
-    check_codes(errors, engine, part.path)
-    integer, floating = count_kernels(engine, part.path)
+    runner = engine if engine in ENGINES else REFERENCE
+    errors = compare_codes(part, runner)
+    check_codes(errors, runner, part.path)
+    integer, floating = count_kernels(engine, part.path) if engine in ENGINES else (None, None)
     timed = {}
     if other is not None:
         x = part.example.numpy()

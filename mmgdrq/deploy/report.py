@@ -13,7 +13,8 @@ class GraphReport:
     Attributes:
         engine, part: which.
         blocks: quantized layers in the graph; a head that is shared over levels counts once a level.
-        integer, floating: convolutions and matrix products that the engine computes in integers, and in float.
+        integer, floating: convolutions and matrix products that the engine computes in integers, and in float;
+            None: the engine does not run here.
         codes, different: input codes of the blocks, and how many of them differ from torch's on equal inputs.
         worst: block with the largest share of them.
         milliseconds: of one run on the sample, median.
@@ -23,8 +24,8 @@ class GraphReport:
     engine: str
     part: str
     blocks: int
-    integer: int
-    floating: int
+    integer: Optional[int]
+    floating: Optional[int]
     codes: int
     different: int
     worst: Optional[str]
@@ -34,10 +35,8 @@ class GraphReport:
     def __str__(self) -> str:
         timed = '' if self.speedup is None else f', {self.milliseconds:.1f} ms, {self.speedup:.2f}x as fast as float'
         different = f'{self.different:,} of {self.codes:,} codes differ'
-        return (
-            f'{self.engine} {self.part}: {self.integer} integer and {self.floating} float kernels '
-            f'for {self.blocks} quantized layers, {different}{timed}'
-        )
+        kernels = 'not run' if self.integer is None else f'{self.integer} integer and {self.floating} float kernels'
+        return f'{self.engine} {self.part}: {kernels} for {self.blocks} quantized layers, {different}{timed}'
 
 
 @dataclass(frozen=True)

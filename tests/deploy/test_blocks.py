@@ -195,3 +195,39 @@ def test_layers_without_an_integer_form_are_exported_in_float(tmp_path, engine):
     found = torch.from_numpy(open_engine(engine, exported.path)(x.numpy())[0])
     expected = folded(x).detach()
     assert (found - expected).abs().mean() < 0.02 * expected.abs().mean()
+
+
+def test_the_tensorrt_profile_has_symmetric_int8_only(folded, tmp_path):
+    import onnx
+
+    exported = exported_of(folded, tmp_path, 'tensorrt')
+    graph = onnx.load(str(exported.path)).graph
+    constants = {
+        n.output[0]: onnx.numpy_helper.to_array(n.attribute[0].t) for n in graph.node if n.op_type == 'Constant'
+    }
+    quantizers = [n for n in graph.node if n.op_type in ('QuantizeLinear', 'DequantizeLinear')]
+    zeros = [constants[node.input[2]] for node in quantizers]
+    assert len(quantizers) == 3 * len(exported.blocks)
+    assert all(zero.dtype.name == 'int8' and not zero.any() for zero in zeros)
+    assert {module.block.limits for module in exported.blocks} == {(-128, 127), (0, 15), (-8, 7)}
+    assert compare_codes(exported, 'onnxruntime').different <= 1
+
+
+def test_an_unsigned_8_bit_input_has_seven_bits_for_tensorrt(tmp_path):
+    torch.manual_seed(0)
+    model, x = Net(), torch.rand(2, 3, 16, 16)
+    model.bbox_head = nn.Identity()
+    mmgdrq.quantize(model, weight=dict(bits=4), activation=dict(bits=8))
+    with torch.no_grad():
+        for _ in range(2):
+            model.train()(x)
+    folded = mmgdrq.fold(model.eval(), example=x)
+    exported = exported_of((folded, x), tmp_path, 'tensorrt')
+    stem = next(module.block for module in exported.blocks if module.block.name == 'stem')
+    assert stem.limits == (0, 127)
+    assert stem.step * 127 == pytest.approx(float(folded.stem.input_codes.step) * 255)
+    with torch.no_grad():
+        expected, found = folded(x), exported.part.module(x)
+    for ours, theirs in zip(expected, found, strict=True):
+        assert (ours - theirs).abs().mean() < 0.1 * ours.abs().mean()
+    assert compare_codes(exported, 'onnxruntime').different <= 1
