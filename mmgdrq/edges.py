@@ -13,11 +13,13 @@ IMAGE_CHANNELS = 4
 
 _PREDICTION = re.compile(
     r'(^|_)(cls|reg|obj|seg|logits|logit|centerness|iou|kernel|offset|wh|heatmap|coord|coeff|loc|shape|score|pred|out|'
-    r'params?|(cls_|dist_)?head|head_dist)(_preds?|_convs?|s)?$'
+    r'refine|controller|classifier|params?|(cls_|dist_)?head|head_dist)(_preds?|_convs?|s)?$'
 )
 _INTERNAL = ('conv', 'conv_offset', 'sampling_offsets')
 _BRANCH = re.compile(
-    r'.*head.*?\.((heatmap|wh|offset)_head|(cls|class|mask|bbox)_embed|reg_branch|(cls|reg)_branches\.\d+)(?=\.|$)'
+    r'.*head.*?\.((heatmap|wh|offset)_head|(cls|class|mask|bbox)_embed|reg_branch|(cls|reg)_branches\.\d+|fc_reg\.layers|'
+    r'(tl|br)_(heat|off|emb|guiding_shift|centripetal_shift)\.\d+|(cls_prob|reg_offset)_module|'
+    r'conv_mask_list\.\d+|grid_head\.deconv2)(?=\.|$)'
 )
 """A branch of layers within a head, of which the last one predicts; of DETR-like heads one a decoder layer."""
 _TASK_LIST = re.compile(r'.*head.*\.(cls|reg)_convs\.\d+(?=\.)')

@@ -1,6 +1,7 @@
 """Which layer is quantized to what, and why."""
 
 import pytest
+from mmengine.registry import MODELS, init_default_scope
 from torch import nn
 from torch.nn.utils import parametrizations
 
@@ -359,3 +360,92 @@ def test_layers_that_a_fast_path_bypasses_stay_in_float():
     assert plan['2'].quantized
     with pytest.raises(ConfigError, match='cannot be quantized'):
         mmgdrq.plan(net, rules=[dict(pattern='1.linear1', weight=dict(bits=8))])
+
+
+ANCHORS = dict(type='AnchorGenerator', ratios=[1.0], scales=[8], strides=[8, 16])
+SOLO = dict(
+    scale_ranges=((1, 96), (48, 192)),
+    stacked_convs=1,
+    norm_cfg=None,
+    loss_mask=dict(type='DiceLoss', use_sigmoid=True),
+    loss_cls=dict(type='FocalLoss', use_sigmoid=True),
+)
+REAL_HEADS = {
+    'CornerHead': (
+        'bbox_head',
+        dict(type='CornerHead', num_classes=3, in_channels=8, num_feat_levels=2, corner_emb_channels=1),
+        {f'{c}_{part}.{i}.1.conv' for c in ('tl', 'br') for part in ('heat', 'off', 'emb') for i in (0, 1)},
+    ),
+    'CentripetalHead': (
+        'bbox_head',
+        dict(type='CentripetalHead', num_classes=3, in_channels=8, num_feat_levels=1, corner_emb_channels=0),
+        {
+            f'{c}_{part}.0.1.conv'
+            for c in ('tl', 'br')
+            for part in ('heat', 'off', 'guiding_shift', 'centripetal_shift')
+        },
+    ),
+    'CondInstBboxHead': (
+        'bbox_head',
+        dict(type='CondInstBboxHead', num_classes=3, in_channels=8, feat_channels=8, num_params=9, norm_cfg=None),
+        {'conv_cls', 'conv_reg', 'conv_centerness', 'controller'},
+    ),
+    'DABDETRHead': (
+        'bbox_head',
+        dict(type='DABDETRHead', num_classes=3, embed_dims=8, loss_cls=dict(type='FocalLoss', use_sigmoid=True)),
+        {'fc_cls', 'fc_reg.layers.2'},
+    ),
+    'GridHead': (
+        'roi_head.grid_head',
+        dict(
+            type='GridHead', in_channels=8, point_feat_channels=4, num_convs=1, norm_cfg=dict(type='GN', num_groups=9)
+        ),
+        {'deconv2'},
+    ),
+    'SOLOHead': (
+        'mask_head',
+        dict(type='SOLOHead', num_classes=3, in_channels=8, feat_channels=8, strides=(8, 16), num_grids=(4, 2), **SOLO),
+        {'conv_cls', 'conv_mask_list.0', 'conv_mask_list.1'},
+    ),
+    'VFNetHead': (
+        'bbox_head',
+        dict(type='VFNetHead', num_classes=3, in_channels=8, feat_channels=8, stacked_convs=1, norm_cfg=None),
+        {'vfnet_cls', 'vfnet_reg', 'vfnet_reg_refine'},
+    ),
+    'TOODHead': (
+        'bbox_head',
+        dict(type='TOODHead', num_classes=3, in_channels=8, feat_channels=8, norm_cfg=None, anchor_generator=ANCHORS),
+        {'tood_cls', 'tood_reg', 'cls_prob_module.2', 'reg_offset_module.2'},
+    ),
+    'SSDHead': (
+        'bbox_head',
+        dict(
+            type='SSDHead',
+            num_classes=3,
+            in_channels=(8, 8, 8),
+            anchor_generator=dict(
+                type='SSDAnchorGenerator',
+                strides=[8, 16, 32],
+                ratios=[[2], [2], [2]],
+                min_sizes=[8, 16, 32],
+                max_sizes=[16, 32, 64],
+                input_size=64,
+            ),
+        ),
+        {f'{part}_convs.{i}.0' for part in ('cls', 'reg') for i in range(3)},
+    ),
+}
+
+
+@pytest.mark.parametrize('name', REAL_HEADS)
+def test_every_prediction_of_real_heads_has_eight_bits(name):
+    prefix, config, expected = REAL_HEADS[name]
+    init_default_scope('mmdet')
+    model = nn.ModuleDict(dict(backbone=nn.Conv2d(3, 8, 3)))
+    parent = model
+    for part in prefix.split('.')[:-1]:
+        parent.add_module(part, nn.Module())
+        parent = parent.get_submodule(part)
+    parent.add_module(prefix.split('.')[-1], MODELS.build(config))
+    found = {row.name for row in mmgdrq.plan(model) if row.weight.bits == 8} - {'backbone'}
+    assert found == {f'{prefix}.{layer}' for layer in expected}
