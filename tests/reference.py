@@ -21,41 +21,42 @@ def mean_abs(weight: np.ndarray, group_size: int) -> np.ndarray:
     return np.array(means, np.float32)
 
 
-def weight_grid(bits: int, narrow: bool) -> tuple[int, int, int]:
-    """Lowest code, highest code, steps between 0 and alpha."""
+def weight_grid(bits: int, grid: str) -> tuple[int, int, int, float]:
+    """Lowest code, highest code, steps between 0 and alpha, and what is added to a code."""
     half = 2 ** (bits - 1)
-    if narrow:
-        return -(half - 1), half - 1, half - 1
-    return -half, half - 1, half
+    if grid == 'narrow_range':
+        return -(half - 1), half - 1, half - 1, 0.0
+    return -half, half - 1, half, 0.5 if grid == 'midrise' else 0.0
 
 
-def activation_grid(bits: int, signed: bool) -> tuple[int, int, int]:
-    """Lowest code, highest code, steps between 0 and T."""
+def activation_grid(bits: int, signed: bool) -> tuple[int, int, int, float]:
+    """Lowest code, highest code, steps between 0 and T, and what is added to a code."""
     if signed:
-        return -(2 ** (bits - 1)), 2 ** (bits - 1) - 1, 2 ** (bits - 1)
-    return 0, 2**bits - 1, 2**bits - 1
+        return -(2 ** (bits - 1)), 2 ** (bits - 1) - 1, 2 ** (bits - 1), 0.0
+    return 0, 2**bits - 1, 2**bits - 1, 0.0
 
 
 def step(alpha, levels: int) -> np.float32:
     return np.maximum(np.float32(alpha) / np.float32(levels), FLOOR)
 
 
-def codes(x: np.ndarray, alpha, grid: tuple[int, int, int]) -> np.ndarray:
-    """clip(round(x / step)), halves to even."""
-    low, high, levels = grid
-    return np.clip(np.rint(x.astype(np.float32) / step(alpha, levels)), low, high).astype(np.float32)
+def codes(x: np.ndarray, alpha, grid: tuple[int, int, int, float]) -> np.ndarray:
+    """clip(round(x / step - offset)), halves to even."""
+    low, high, levels, offset = grid
+    scaled = x.astype(np.float32) / step(alpha, levels) - np.float32(offset)
+    return np.clip(np.rint(scaled), low, high).astype(np.float32)
 
 
-def fake_quantize(x: np.ndarray, alpha, grid: tuple[int, int, int]) -> np.ndarray:
+def fake_quantize(x: np.ndarray, alpha, grid: tuple[int, int, int, float]) -> np.ndarray:
     """Q(x; alpha) of a tensor with one range."""
-    return codes(x, alpha, grid) * step(alpha, grid[2])
+    return (codes(x, alpha, grid) + np.float32(grid[3])) * step(alpha, grid[2])
 
 
 def fake_quantize_weight(
-    weight: np.ndarray, alphas: np.ndarray, bits: int, group_size: int, narrow: bool = False
+    weight: np.ndarray, alphas: np.ndarray, bits: int, group_size: int, grid: str = 'twos_complement'
 ) -> np.ndarray:
     """Q(W_g; alpha_g) of every group."""
-    grid = weight_grid(bits, narrow)
+    grid = weight_grid(bits, grid)
     parts = groups(len(weight), group_size)
     assert len(parts) == len(alphas)
     return np.concatenate([fake_quantize(weight[part], alpha, grid) for part, alpha in zip(parts, alphas)])

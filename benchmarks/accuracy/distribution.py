@@ -55,7 +55,7 @@ def figure5(bits: tuple[int, ...] = (2, 4)) -> list[dict]:
     figure, axes = plt.subplots(1, len(bits), figsize=(9, 3.2))
     rows = []
     for axis, b in zip(axes, bits):
-        spec = WeightSpec(bits=b, narrow_range=False)
+        spec = WeightSpec(bits=b, grid='twos_complement')
         for name, x in samples.items():
             x = x / x.abs().mean()
             best = search_range(x[None], spec.levels, spec.code_limits, p=1)

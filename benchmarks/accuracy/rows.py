@@ -44,7 +44,7 @@ def _w2(**activation) -> dict[str, Any]:
 
 def _lsq(weight: int, activation: int) -> dict[str, Any]:
     return _gdrq(
-        dict(bits=weight, range='learned', group_size=WHOLE, narrow_range=False),
+        dict(bits=weight, range='learned', group_size=WHOLE, grid='twos_complement'),
         dict(bits=activation, range='learned'),
     )
 
@@ -69,7 +69,7 @@ ROWS = (
     Row('lsq-w4a4', 'LSQ at 4 bits', PEERS, _lsq(4, 4), scale_clip=False),
     Row('reshape-w2a4', 'a quarter of the steps without rounding, then the defaults', quant=_w2a4(), reshape=0.25),
     Row('no-scale-clip-w2a4', 'mean ranges, no projection', quant=_w2a4(), scale_clip=False),
-    Row('twos-complement-w2a4', 'codes -2 to 1, k = 2', quant=_w2a4(narrow_range=False)),
+    Row('twos-complement-w2a4', 'codes -2 to 1, k = 2', quant=_w2a4(grid='twos_complement')),
     Row('learned-input-w2a4', 'learned input ranges', quant=_w2(range='learned')),
     Row('group4-w2a4', '4 filters share a range', quant=_w2a4(group_size=4)),
     Row('group16-w2a4', '16 filters share a range', quant=_w2a4(group_size=16)),
@@ -78,12 +78,12 @@ ROWS = (
     Row('learned-w2a4', 'weight and input ranges learned, per filter, Scale-Clip',
         quant=_gdrq(dict(bits=2, range='learned'), dict(bits=4, range='learned'))),
     Row('learned-4-levels-w2a4', 'as learned-w2a4, codes -2 to 1',
-        quant=_gdrq(dict(bits=2, range='learned', narrow_range=False), dict(bits=4, range='learned'))),
+        quant=_gdrq(dict(bits=2, range='learned', grid='twos_complement'), dict(bits=4, range='learned'))),
     Row('learned-4-levels-free-w2a4', 'as learned-4-levels-w2a4 without Scale-Clip', scale_clip=False,
-        quant=_gdrq(dict(bits=2, range='learned', narrow_range=False), dict(bits=4, range='learned'))),
+        quant=_gdrq(dict(bits=2, range='learned', grid='twos_complement'), dict(bits=4, range='learned'))),
     Row('lsq-scale-clip-w2a4', 'LSQ with Scale-Clip', quant=_lsq(2, 4)),
-    Row('k1-w2a4', 'k = 1 for codes -2 to 1', quant=_w2a4(narrow_range=False, k=1.0)),
-    Row('k4-w2a4', 'k = 4 for codes -2 to 1', quant=_w2a4(narrow_range=False, k=4.0)),
+    Row('k1-w2a4', 'k = 1 for codes -2 to 1', quant=_w2a4(grid='twos_complement', k=1.0)),
+    Row('k4-w2a4', 'k = 4 for codes -2 to 1', quant=_w2a4(grid='twos_complement', k=4.0)),
     Row('mean-input-k5-w2a4', 'T = 5 mean|A|', quant=_w2(range='mean', k=5.0)),
     Row('mean-input-k12-w2a4', 'T = 12 mean|A|', quant=_w2(range='mean', k=12.0)),
     Row('search-input-w2a4', 'input ranges by search (p = 2)', quant=_w2(range='search')),

@@ -81,9 +81,10 @@ def _report(name: str, layer: nn.Module, sample: Optional[Tensor]) -> LayerRepor
 
 def _weight(weight: Tensor, spec) -> tuple[float, float, float]:
     rows = per_group(weight.flatten(1), spec.group_size).flatten(1)
-    best = search_range(rows, spec.levels, spec.code_limits, p=1)
+    best = search_range(rows, spec.levels, spec.code_limits, 1, spec.offset)
     losses = [
-        quantized_loss(rows, alpha, spec.levels, spec.code_limits) for alpha in (weight_range(weight, spec), best)
+        quantized_loss(rows, alpha, spec.levels, spec.code_limits, 1, spec.offset)
+        for alpha in (weight_range(weight, spec), best)
     ]
     return (*(loss.mean().item() for loss in losses), gap_to_uniform(rows).mean().item())
 

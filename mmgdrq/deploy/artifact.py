@@ -22,7 +22,7 @@ from ..layers import is_quantized
 from ..quant import pack, unpack
 from .layers import STORED, StoredWeight, become_folded, unread_parameters
 
-FORMAT, VERSION = 'mmgdrq-folded', 1
+FORMAT, VERSION = 'mmgdrq-folded', 2
 MANIFEST, WEIGHTS, CONFIG = 'manifest.json', 'weights.safetensors', 'config.py'
 
 PathLike = Union[str, Path]
@@ -176,7 +176,7 @@ def _tensors_of(folded: nn.Module) -> dict[str, Tensor]:
     for name, entry in folded.gdrq_folded.items():
         if entry['weight_bits'] <= 8:
             key = _weight_key(name, entry)
-            tensors[key] = pack(tensors[key], entry['weight_bits'], entry['weight_lowest'])
+            tensors[key] = pack(tensors[key], *_integers(entry))
     for key in unread_parameters(folded):
         del tensors[key]
     return {key: t for key, t in tensors.items() if aliases.get(key, key) == key}
@@ -185,6 +185,11 @@ def _tensors_of(folded: nn.Module) -> dict[str, Tensor]:
 def _weight_key(name: str, entry: dict[str, Any]) -> str:
     """Where the state of a model has the codes of a layer."""
     return f'{name}.weight_quantizer.codes' if entry['kind'] == STORED else f'{name}.weight'
+
+
+def _integers(entry: dict[str, Any]) -> tuple[int, int, int]:
+    """Bits, lowest value and distance of the integers of a weight."""
+    return entry['weight_bits'], entry['weight_lowest'], entry['weight_stride']
 
 
 def _layers_of(folded: nn.Module) -> dict[str, Any]:
@@ -223,7 +228,8 @@ def _weight_of(path: Path, name: str, entry: dict[str, Any], tensors: dict[str, 
     if entry['weight_bits'] > 8:
         return tensors[key]
     try:
-        return unpack(tensors[key], entry['weight_bits'], entry['weight_lowest'], entry['shape']).float()
+        bits, lowest, stride = _integers(entry)
+        return unpack(tensors[key], bits, lowest, entry['shape'], stride).float()
     except ValueError as error:
         raise CheckpointError(f'{path}: the weight of {name} is damaged: {error}') from None
 
@@ -246,7 +252,8 @@ def _check_fit(path: Path, layers: dict[str, nn.Module], entries: dict[str, Any]
                 f'builds shape {shape} and {asked} bits. Use its own {CONFIG}'
             )
         inputs = [list(bits[1].code_limits(signed)) for signed in (False, True)] if bits[1] else [None]
-        if entry['input'] not in inputs or entry['weight_lowest'] != (-(2 ** (asked[0] - 1)) if bits[0] else 0):
+        integers = bits[0].integers if bits[0] else (0, 1)
+        if entry['input'] not in inputs or (entry['weight_lowest'], entry['weight_stride']) != integers:
             raise CheckpointError(f'{path}: {name} has codes that {stored} bits (weight, input) do not have')
 
 

@@ -25,11 +25,6 @@ from ..quant import pack, quantize, unpack
 from .layers import FoldedLinear, rescale
 
 PROFILES = ('openvino', 'onnxruntime', 'tensorrt')
-BIAS_REFINEMENT = {2: 63, 3: 31, 4: 15, 5: 7, 6: 3, 7: 1, 8: 1}
-"""Weight bits -> factor on the weight codes (and divisor of their scale) in the profile ``'onnxruntime'``. Its bias is
-an integer in units of input step * weight scale, so a finer scale rounds the bias less; the codes still fit int8."""
-
-
 INT8_MAX = 127
 SIGNED_ZERO = 128
 """Code of 0 where signed values are held in uint8."""
@@ -55,7 +50,7 @@ class Block:
     Attributes:
         name: of the layer.
         weight: integer codes as float32, shape ``(O, ...)``.
-        bits, lowest: how the codes are stored; 32 bits: a float weight.
+        bits, lowest, stride: how the integers are stored, see :func:`mmgdrq.quant.pack`; 32 bits: a float weight.
         scale, offset: shape ``(O,)``; the result is ``scale * layer(input codes) + offset``.
         step: of the input; None: a float input.
         limits: of the input codes.
@@ -67,6 +62,7 @@ class Block:
     weight: Tensor
     bits: int
     lowest: int
+    stride: int
     scale: Tensor
     offset: Tensor
     step: Optional[Tensor]
@@ -125,8 +121,11 @@ class BlockModule(nn.Module):
 
     @property
     def refinement(self) -> int:
-        """Factor on the weight codes, see :data:`BIAS_REFINEMENT`."""
-        return BIAS_REFINEMENT[self.block.bits] if self.has_integer_bias() else 1
+        """Factor on the weight codes, and divisor of their scale, with an integer bias.
+
+        Its units are input step * weight scale, so a finer scale rounds the bias less; the codes still fit int8.
+        """
+        return max(INT8_MAX // -self.block.lowest, 1) if self.has_integer_bias() else 1
 
     def bias_codes(self) -> Tensor:
         """The bias in units of input step * refined weight scale: int32, shape ``(O,)``."""
@@ -173,6 +172,7 @@ def block_of(name: str, layer: nn.Module, entry: dict[str, Any], profile: str) -
         weight=layer.weight.detach(),
         bits=entry['weight_bits'],
         lowest=entry['weight_lowest'],
+        stride=entry['weight_stride'],
         scale=layer.scale,
         offset=layer.offset,
         step=layer.input_codes.step if entry['input'] else None,
@@ -298,10 +298,12 @@ def _weight_codes(g, module: BlockModule):
     """Codes at their real bit-width; a table turns every byte into its codes when the engine loads the graph."""
     block, codes, refinement = module.block, _codes(module.block), module.refinement
     width = 2 if block.bits == 2 else 4 if block.bits <= 4 else 8
-    if width == 8 or block.profile == 'tensorrt':
+    on_grid = block.stride == 1 or bool((block.scale != 0).all())  # a filter without scale has codes of 0
+    if width == 8 or block.profile == 'tensorrt' or not on_grid:
         return _constant(g, (codes * refinement).to(torch.int8))
-    packed = pack(codes, width, -(2 ** (width - 1)))
-    table = _byte_table(width) * refinement
+    lowest = -(2**width - 1) if block.stride == 2 else -(2 ** (width - 1))
+    packed = pack(codes, width, lowest, block.stride)
+    table = _byte_table(width, lowest, block.stride) * refinement
     flat = g.op('Gather', _constant(g, table), g.op('Cast', _constant(g, packed), to_i=6), axis_i=0)
     flat = g.op('Reshape', flat, _constant(g, torch.tensor([-1])))
     if len(packed) * (8 // width) != codes.numel():
@@ -310,11 +312,11 @@ def _weight_codes(g, module: BlockModule):
     return g.op('Reshape', flat, _constant(g, torch.tensor(codes.shape)))
 
 
-def _byte_table(width: int) -> Tensor:
+def _byte_table(width: int, lowest: int, stride: int) -> Tensor:
     """Codes in every possible byte: int8, shape ``(256, 8 // width)``."""
     per_byte = 8 // width
     every = torch.arange(256, dtype=torch.uint8)
-    return unpack(every, width, -(2 ** (width - 1)), (256, per_byte)).to(torch.int8)
+    return unpack(every, width, lowest, (256, per_byte), stride).to(torch.int8)
 
 
 def _bias(g, module: BlockModule):

@@ -175,16 +175,17 @@ def _fold_into_norm(norm: nn.Module, scale: Tensor, bias: Optional[Tensor]) -> N
 
 
 def _weight_codes(layer: nn.Module, weight: Tensor) -> tuple[Tensor, Tensor, Entry]:
-    """Integer weight, scale of every filter, and how the codes are stored; ``weight`` has its filters first."""
+    """Integer weight, scale of every filter, and how the integers are stored; ``weight`` has its filters first."""
     quantizer = layer.weight_quantizer
     if not isinstance(quantizer, WeightQuantizer):
         ones = weight.new_ones(weight.shape[0])
-        return weight, ones, {'weight_bits': 32, 'weight_lowest': 0}
+        return weight, ones, {'weight_bits': 32, 'weight_lowest': 0, 'weight_stride': 1}
     spec, alpha = quantizer.spec, quantizer.range_of(weight).detach()
-    codes = quantize(weight, weight_step(weight, alpha, spec), spec.code_limits)
+    codes = quantize(weight, weight_step(weight, alpha, spec), spec.code_limits, spec.offset)
     scale = per_filter(step_of(alpha, spec.levels), weight.shape[0], spec.group_size)
-    lowest = -(2 ** (spec.bits - 1))
-    return codes, scale, {'weight_bits': spec.bits, 'weight_lowest': lowest}
+    lowest, stride = spec.integers
+    integers, scale = (codes + spec.offset) * stride, scale / stride
+    return integers, scale, {'weight_bits': spec.bits, 'weight_lowest': lowest, 'weight_stride': stride}
 
 
 def _input_codes(layer: nn.Module) -> tuple[Tensor, Optional[tuple[int, int]], int]:

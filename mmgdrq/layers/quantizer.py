@@ -25,6 +25,7 @@ from ..quant import (
     weight_range,
     weight_step,
 )
+from ..quant.spec import GRIDS
 from .cache import WeightCache
 
 FLOAT, CLIP, QUANTIZE = 'float', 'clip', 'quantize'
@@ -79,7 +80,7 @@ class WeightQuantizer(_Quantizer):
 
     def __init__(self, spec: WeightSpec, weight: Tensor) -> None:
         k = spec.multiplier if spec.range == 'mean' else 0.0
-        super().__init__(spec, [spec.bits, spec.group_size, spec.narrow, k])
+        super().__init__(spec, [spec.bits, spec.group_size, GRIDS.index(spec.effective_grid), k])
         self.cache = WeightCache()
         self.stateful = spec.range in ('search', 'learned')
         if not self.stateful:
@@ -113,7 +114,7 @@ class WeightQuantizer(_Quantizer):
         if not self.stateful:
             return encode_weight_by_rule(weight, self.spec, 'weight')
         step = weight_step(weight, self.range_of(weight), self.spec)
-        return encode_weight(weight, step, self.spec.code_limits, 'weight')
+        return encode_weight(weight, step, self.spec.code_limits, 'weight', self.spec.offset)
 
     def _fake_quantize(self, weight: Tensor) -> Tensor:
         step = weight_step(weight, self.range_of(weight), self.spec)
@@ -121,8 +122,8 @@ class WeightQuantizer(_Quantizer):
             # the filters of a group share one step, so its gradient counts the elements of all of them
             shared = weight.numel() / self.alpha.numel()
             scale = (shared * max(self.spec.code_limits[1], 1)) ** -0.5
-            return fake_quantize_learned(weight, step, self.spec.code_limits, scale)
-        return fake_quantize_weight(weight, step, self.spec.code_limits)
+            return fake_quantize_learned(weight, step, self.spec.code_limits, scale, self.spec.offset)
+        return fake_quantize_weight(weight, step, self.spec.code_limits, self.spec.offset)
 
     def range_of(self, weight: Tensor) -> Tensor:
         """Range alpha of every group, shape ``(G,)``."""
@@ -163,8 +164,8 @@ class WeightQuantizer(_Quantizer):
 
     @staticmethod
     def describe(layout: Tensor) -> str:
-        bits, group_size, narrow, k = layout.tolist()
-        text = f'bits={bits:.0f}, group_size={group_size:.0f}, narrow_range={bool(narrow)}'
+        bits, group_size, grid, k = layout.tolist()
+        text = f'bits={bits:.0f}, group_size={group_size:.0f}, grid={GRIDS[int(grid)]!r}'
         return f'{text}, k={k:g}' if k else text
 
 

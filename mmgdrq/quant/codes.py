@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .backend import kernels_for
-from .fake_quant import MIN_STEP, step_of
+from .fake_quant import MIN_STEP, round_to_codes_, step_of
 from .ranges import weight_range, weight_step
 from .scratch import dense, take
 from .spec import WeightSpec
@@ -78,15 +78,17 @@ class Requantized:
         weight: float, shape ``(O, ...)``.
         step: float32, one value a filter, broadcasts against ``weight``.
         limits: lowest and highest code.
+        offset: of the grid, 0 or 1/2 (midrise).
     """
 
     weight: Tensor
     step: Tensor
     limits: tuple[int, int]
+    offset: float = 0.0
 
     def values(self, slot: str) -> Tensor:
         """Fake-quantize, into the scratch memory ``slot``."""
-        return _quantize_rows(dense(self.weight.detach()), self.step, self.limits, slot)
+        return _quantize_rows(dense(self.weight.detach()), self.step, self.limits, self.offset, slot)
 
 
 @dataclass
@@ -103,26 +105,27 @@ class Encoded:
     codes: Union[Codes, Requantized, None]
 
 
-def encode_weight(weight: Tensor, step: Tensor, limits: tuple[int, int], slot: str) -> Encoded:
+def encode_weight(weight: Tensor, step: Tensor, limits: tuple[int, int], slot: str, offset: float = 0.0) -> Encoded:
     """Fake-quantize a weight; the values are in the scratch memory ``slot``.
 
     Args:
         weight: shape ``(O, ...)``, any floating dtype.
         step: positive, one value a filter, shaped to broadcast against ``weight``.
         limits: lowest and highest code.
+        offset: of the grid, 0 or 1/2 (midrise).
     """
     step = step.contiguous()
-    values = _quantize_rows(dense(weight.detach()), step, limits, slot)
-    return Encoded(values, Requantized(weight, step, limits))
+    values = _quantize_rows(dense(weight.detach()), step, limits, offset, slot)
+    return Encoded(values, Requantized(weight, step, limits, offset))
 
 
-def _quantize_rows(weight: Tensor, step: Tensor, limits: tuple[int, int], slot: str) -> Tensor:
+def _quantize_rows(weight: Tensor, step: Tensor, limits: tuple[int, int], offset: float, slot: str) -> Tensor:
     if kernels := kernels_for(weight):
         values = take(slot, weight, weight.dtype)
-        kernels.encode_rows(weight, step, values, limits)
+        kernels.encode_rows(weight, step, values, limits, offset)
         return values
-    values = take(slot, weight, torch.float32)
-    return torch.div(weight.float(), step, out=values).round_().clamp_(*limits).mul_(step)
+    values = round_to_codes_(torch.div(weight.float(), step, out=take(slot, weight, torch.float32)), limits, offset)
+    return (values.add_(offset) if offset else values).mul_(step)
 
 
 def encode_weight_by_rule(weight: Tensor, spec: WeightSpec, slot: str) -> Encoded:
@@ -130,11 +133,12 @@ def encode_weight_by_rule(weight: Tensor, spec: WeightSpec, slot: str) -> Encode
     flat = dense(weight.detach())
     kernels = kernels_for(flat)
     if not (kernels and spec.range == 'mean' and spec.group_size == 1):
-        return encode_weight(weight, weight_step(flat, weight_range(flat, spec), spec), spec.code_limits, slot)
+        step = weight_step(flat, weight_range(flat, spec), spec)
+        return encode_weight(weight, step, spec.code_limits, slot, spec.offset)
     values = take(slot, flat, flat.dtype)
     step = torch.empty(flat.shape[0], *[1] * (flat.dim() - 1), dtype=torch.float32, device=flat.device)
-    kernels.encode_mean_rows(flat, step, values, spec.code_limits, spec.multiplier, spec.levels, MIN_STEP)
-    return Encoded(values, Requantized(weight, step, spec.code_limits))
+    kernels.encode_mean_rows(flat, step, values, spec.code_limits, spec.offset, spec.multiplier, spec.levels, MIN_STEP)
+    return Encoded(values, Requantized(weight, step, spec.code_limits, spec.offset))
 
 
 def encode_activation(

@@ -28,23 +28,31 @@ def step_of(alpha: Tensor, levels: int) -> Tensor:
     return (alpha.float() / levels).clamp(min=MIN_STEP)
 
 
-def quantize(x: Tensor, step: Tensor, limits: tuple[int, int]) -> Tensor:
-    """Integer codes ``clip(round(x / step), *limits)``, as float32 of the shape of ``x``.
+def quantize(x: Tensor, step: Tensor, limits: tuple[int, int], offset: float = 0.0) -> Tensor:
+    """Integer codes ``clip(round(x / step - offset), *limits)``, as float32 of the shape of ``x``.
 
     Args:
         x: any shape, any floating dtype.
         step: broadcasts against ``x``.
         limits: lowest and highest code.
+        offset: of the grid, 0 or 1/2 (midrise).
 
     >>> quantize(torch.tensor([-2., -.25, .25, .75, 2.]), torch.tensor(.5), (-2, 1))
     tensor([-2., -0.,  0.,  1.,  1.])
     """
-    return torch.div(x.float(), step).round_().clamp_(*limits)
+    return round_to_codes_(torch.div(x.float(), step), limits, offset)
 
 
-def dequantize(codes: Tensor, step: Tensor) -> Tensor:
-    """Values ``codes * step``, float32."""
-    return codes * step
+def round_to_codes_(scaled: Tensor, limits: tuple[int, int], offset: float = 0.0) -> Tensor:
+    """``clip(round(scaled - offset), *limits)`` in place; ``scaled`` is in units of the step."""
+    if offset:
+        scaled.sub_(offset)
+    return scaled.round_().clamp_(*limits)
+
+
+def dequantize(codes: Tensor, step: Tensor, offset: float = 0.0) -> Tensor:
+    """Values ``(codes + offset) * step``, float32."""
+    return (codes + offset if offset else codes) * step
 
 
 def _cast(x: Tensor, dtype: torch.dtype) -> Tensor:
@@ -56,22 +64,22 @@ class _StraightThrough(Function):
     """Fake quantization; the gradient passes inside ``clip`` (low, high), or everywhere if it is None."""
 
     @staticmethod
-    def forward(ctx, x, step, limits, clip):
+    def forward(ctx, x, step, limits, clip, offset):
         ctx.masked = clip is not None and ctx.needs_input_grad[0]
         if ctx.masked:
             low, high = clip
             ctx.save_for_backward((x >= low).logical_and_(x <= high))
-        return _cast(dequantize(quantize(x, step, limits), step), x.dtype)
+        return _cast(dequantize(quantize(x, step, limits, offset), step, offset), x.dtype)
 
     @staticmethod
     def backward(ctx, grad):
         if ctx.masked:
             (inside,) = ctx.saved_tensors
             grad = grad * inside
-        return grad, None, None, None
+        return grad, None, None, None, None
 
 
-def fake_quantize_weight(weight: Tensor, step: Tensor, limits: tuple[int, int]) -> Tensor:
+def fake_quantize_weight(weight: Tensor, step: Tensor, limits: tuple[int, int], offset: float = 0.0) -> Tensor:
     """Fake-quantize a weight; the gradient passes through unchanged.
 
     Scale-Clip keeps the weight inside its range by projection, so no gradient is masked.
@@ -80,8 +88,9 @@ def fake_quantize_weight(weight: Tensor, step: Tensor, limits: tuple[int, int]) 
         weight: shape ``(O, ...)``.
         step: positive, broadcasts against ``weight``; a constant for the gradient.
         limits: lowest and highest code.
+        offset: of the grid, 0 or 1/2 (midrise).
     """
-    return _StraightThrough.apply(weight, step, limits, None)
+    return _StraightThrough.apply(weight, step, limits, None, offset)
 
 
 def fake_quantize_activation(x: Tensor, threshold: Tensor, levels: int, limits: tuple[int, int]) -> Tensor:
@@ -93,7 +102,7 @@ def fake_quantize_activation(x: Tensor, threshold: Tensor, levels: int, limits: 
         levels: steps between 0 and T.
         limits: lowest and highest code; a lowest code of 0 clips to [0, T], else to [-T, T].
     """
-    return _StraightThrough.apply(x, step_of(threshold, levels), limits, _bounds(threshold, limits))
+    return _StraightThrough.apply(x, step_of(threshold, levels), limits, _bounds(threshold, limits), 0.0)
 
 
 def clip_activation(x: Tensor, threshold: Tensor, signed: bool) -> Tensor:
@@ -114,25 +123,26 @@ class _LearnedStep(Function):
     """Fake quantization whose step has the gradient of LSQ (Esser et al., ICLR 2020, equations 2 to 5)."""
 
     @staticmethod
-    def forward(ctx, x, step, limits, grad_scale):
+    def forward(ctx, x, step, limits, grad_scale, offset):
         scaled = torch.div(x.float(), step)
-        codes = scaled.round().clamp_(*limits)
+        codes = round_to_codes_(scaled.clone(), limits, offset)
         ctx.save_for_backward(scaled, step)
-        ctx.limits, ctx.grad_scale = limits, grad_scale
-        return _cast(codes * step, x.dtype)
+        ctx.limits, ctx.grad_scale, ctx.offset = limits, grad_scale, offset
+        return _cast(dequantize(codes, step, offset), x.dtype)
 
     @staticmethod
     def backward(ctx, grad):
         scaled, step = ctx.saved_tensors
-        low, high = ctx.limits
-        inside = (scaled >= low) & (scaled <= high)
-        slope = torch.where(inside, scaled.round() - scaled, scaled.clamp(low, high))
+        (low, high), offset = ctx.limits, ctx.offset
+        levels = round_to_codes_(scaled.clone(), ctx.limits, offset).add_(offset)
+        inside = (scaled >= low) & (scaled <= high + 2 * offset)  # midrise: half a step beyond the outer levels
+        slope = torch.where(inside, levels - scaled, levels)
         grad_step = (grad.float() * slope).sum_to_size(step.shape) * ctx.grad_scale
-        return grad * inside, grad_step, None, None
+        return grad * inside, grad_step, None, None, None
 
 
 def fake_quantize_learned(
-    x: Tensor, step: Tensor, limits: tuple[int, int], grad_scale: Optional[float] = None
+    x: Tensor, step: Tensor, limits: tuple[int, int], grad_scale: Optional[float] = None, offset: float = 0.0
 ) -> Tensor:
     """Fake quantization with a trainable step.
 
@@ -142,8 +152,9 @@ def fake_quantize_learned(
         limits: lowest and highest code.
         grad_scale: factor on the gradient of the step; None takes LSQ's ``1 / sqrt(N * highest code)``
             with N elements that share one step.
+        offset: of the grid, 0 or 1/2 (midrise).
     """
     if grad_scale is None:
         shared = max(x.numel() // max(step.numel(), 1), 1)
         grad_scale = (shared * max(limits[1], 1)) ** -0.5
-    return _LearnedStep.apply(x, step, limits, grad_scale)
+    return _LearnedStep.apply(x, step, limits, grad_scale, offset)

@@ -18,16 +18,17 @@
 #define INSIDE 128
 
 typedef struct {
-    float step, lowest, highest, low, high; /* limits of the codes; limits of the values that are not clipped */
-    int flagged;                            /* codes carry INSIDE */
+    float step, offset, lowest, highest; /* values are (code + offset) * step; limits of the codes */
+    float low, high;                     /* limits of the values that are not clipped */
+    int flagged;                         /* codes carry INSIDE */
 } grid;
 
 KERNEL void quantize_block(const float *restrict x, float *restrict values, int64_t n, grid g) {
     for (int64_t i = 0; i < n; i++) {
-        float code = rintf(x[i] / g.step);
+        float code = rintf(x[i] / g.step - g.offset);
         code = g.lowest > code ? g.lowest : code;
         code = g.highest < code ? g.highest : code;
-        values[i] = code * g.step;
+        values[i] = (code + g.offset) * g.step;
     }
 }
 
@@ -112,7 +113,7 @@ static float step_of(float range, float levels, float floor) {
 void mmgdrq_encode(const float *x, float *values, uint8_t *codes, uint8_t *inside, double *statistic, float *step,
                    int64_t n, float threshold, float levels, float floor, float lowest, float highest, int flagged,
                    int threads) {
-    grid g = {step_of(threshold, levels, floor), lowest, highest, lowest < 0 ? -threshold : 0, threshold, flagged};
+    grid g = {step_of(threshold, levels, floor), 0, lowest, highest, lowest < 0 ? -threshold : 0, threshold, flagged};
     double sum = 0, count = 0;
 #pragma omp parallel for num_threads(threads) reduction(+ : sum, count) schedule(static)
     for (int64_t i = 0; i < n; i += BLOCK) {
@@ -140,22 +141,22 @@ void mmgdrq_statistic(const float *x, double *statistic, int64_t n, int threads)
 
 /* One step a row. */
 void mmgdrq_encode_rows(const float *x, const float *steps, float *values, int64_t rows, int64_t columns, float lowest,
-                        float highest, int threads) {
+                        float highest, float offset, int threads) {
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int64_t r = 0; r < rows; r++) {
-        grid g = {steps[r], lowest, highest, 0, 0, 0};
+        grid g = {steps[r], offset, lowest, highest, 0, 0, 0};
         quantize_block(x + r * columns, values + r * columns, columns, g);
     }
 }
 
 /* The range of every row is k * mean|row|; steps receives max(range / levels, floor). */
 void mmgdrq_encode_mean_rows(const float *x, float *steps, float *values, int64_t rows, int64_t columns, float lowest,
-                             float highest, float k, float levels, float floor, int threads) {
+                             float highest, float offset, float k, float levels, float floor, int threads) {
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int64_t r = 0; r < rows; r++) {
         const float *row = x + r * columns;
         steps[r] = step_of(sum_row(row, columns) / (float)columns * k, levels, floor);
-        grid g = {steps[r], lowest, highest, 0, 0, 0};
+        grid g = {steps[r], offset, lowest, highest, 0, 0, 0};
         quantize_block(row, values + r * columns, columns, g);
     }
 }

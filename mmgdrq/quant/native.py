@@ -17,8 +17,8 @@ _FLOAT, _INT, _LONG, _POINTER = ctypes.c_float, ctypes.c_int, ctypes.c_int64, ct
 _SIGNATURES = {
     'encode': [_POINTER] * 6 + [_LONG] + [_FLOAT] * 5 + [_INT, _INT],
     'statistic': [_POINTER, _POINTER, _LONG, _INT],
-    'encode_rows': [_POINTER] * 3 + [_LONG, _LONG, _FLOAT, _FLOAT, _INT],
-    'encode_mean_rows': [_POINTER] * 3 + [_LONG, _LONG] + [_FLOAT] * 5 + [_INT],
+    'encode_rows': [_POINTER] * 3 + [_LONG, _LONG] + [_FLOAT] * 3 + [_INT],
+    'encode_mean_rows': [_POINTER] * 3 + [_LONG, _LONG] + [_FLOAT] * 6 + [_INT],
     'sum_rows': [_POINTER, _POINTER, _LONG, _LONG, _INT],
     'decode': [_POINTER] * 3 + [_LONG, _LONG, _INT, _INT, _INT],
     'mask': [_POINTER, _POINTER, _LONG, _INT, _INT],
@@ -86,14 +86,14 @@ def encode(
     _call('encode', x, values, stored, inside, statistic, step, *numbers)
 
 
-def encode_rows(weight: Tensor, steps: Tensor, values: Tensor, limits: tuple[int, int]) -> None:
+def encode_rows(weight: Tensor, steps: Tensor, values: Tensor, limits: tuple[int, int], offset: float) -> None:
     """Fake-quantize a weight with one step a filter."""
-    _call('encode_rows', weight, steps, values, *_rows(weight), *limits)
+    _call('encode_rows', weight, steps, values, *_rows(weight), *limits, offset)
 
 
-def encode_mean_rows(weight, steps, values, limits, k: float, levels: int, floor: float) -> None:
+def encode_mean_rows(weight, steps, values, limits, offset: float, k: float, levels: int, floor: float) -> None:
     """The same with the range ``k * mean|W|`` of each filter; ``steps`` receives the steps."""
-    _call('encode_mean_rows', weight, steps, values, *_rows(weight), *limits, k, levels, floor)
+    _call('encode_mean_rows', weight, steps, values, *_rows(weight), *limits, offset, k, levels, floor)
 
 
 def decode(stored: Tensor, steps: Tensor, values: Tensor, lowest: int, bits: int) -> None:

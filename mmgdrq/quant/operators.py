@@ -135,13 +135,13 @@ def _without_tensors(operand: Optional[Encoded]) -> Optional[tuple]:
     if operand is None:
         return None
     codes = operand.codes
-    return (codes.limits,) if isinstance(codes, Requantized) else (codes.lowest, codes.flagged)
+    return (codes.limits, codes.offset) if isinstance(codes, Requantized) else (codes.lowest, codes.flagged)
 
 
 def _with_tensors(form: Optional[tuple], saved) -> Union[Codes, Requantized, None]:
     if form is None:
         return None
     first, step, inside = saved
-    if len(form) == 1:
-        return Requantized(first, step, form[0])
+    if isinstance(form[0], tuple):
+        return Requantized(first, step, *form)
     return Codes(first, step, form[0], inside, form[1])

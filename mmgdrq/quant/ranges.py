@@ -17,7 +17,9 @@ COARSE, FINE = 32, 7
 """Candidates of a search: a geometric grid, then a finer one around its best."""
 
 
-def quantized_loss(x: Tensor, alpha: Tensor, levels: int, limits: tuple[int, int], p: int = 1) -> Tensor:
+def quantized_loss(
+    x: Tensor, alpha: Tensor, levels: int, limits: tuple[int, int], p: int = 1, offset: float = 0.0
+) -> Tensor:
     """Relative error ``||x - Q(x; alpha)||_p / ||x||_p`` over the last dimension.
 
     Args:
@@ -26,15 +28,16 @@ def quantized_loss(x: Tensor, alpha: Tensor, levels: int, limits: tuple[int, int
         levels: steps between 0 and alpha.
         limits: lowest and highest code.
         p: norm, 1 or 2.
+        offset: of the grid, 0 or 1/2 (midrise).
 
     Returns:
         float32, shape ``(...)``; 0 for an all-zero row.
     """
     norm = torch.linalg.vector_norm(x.float(), p, dim=-1)
-    return _error(x, alpha, levels, limits, p) / norm.clamp(min=torch.finfo(torch.float32).tiny)
+    return _error(x, alpha, levels, limits, p, offset) / norm.clamp(min=torch.finfo(torch.float32).tiny)
 
 
-def search_range(x: Tensor, levels: int, limits: tuple[int, int], p: int = 2) -> Tensor:
+def search_range(x: Tensor, levels: int, limits: tuple[int, int], p: int = 2, offset: float = 0.0) -> Tensor:
     """Range of every row that minimises the quantized-loss.
 
     The candidates are fractions of the largest magnitude: a geometric grid, then a finer grid around its
@@ -45,16 +48,17 @@ def search_range(x: Tensor, levels: int, limits: tuple[int, int], p: int = 2) ->
         levels: steps between 0 and alpha.
         limits: lowest and highest code.
         p: norm, 1 or 2.
+        offset: of the grid, 0 or 1/2 (midrise).
 
     Returns:
         float32, shape ``(R,)``.
     """
     largest = x.detach().abs().amax(-1).float()
     fractions = torch.logspace(0.15, -1.6, COARSE, device=x.device)
-    best = _best_of(x, largest, fractions, levels, limits, p)
+    best = _best_of(x, largest, fractions, levels, limits, p, offset)
     ratio = 10 ** (1.75 / (COARSE - 1))
     fine = torch.linspace(1 / ratio, ratio, FINE, device=x.device)
-    return _best_of(x, best, fine, levels, limits, p)
+    return _best_of(x, best, fine, levels, limits, p, offset)
 
 
 def weight_range(weight: Tensor, spec: WeightSpec) -> Tensor:
@@ -71,7 +75,7 @@ def weight_range(weight: Tensor, spec: WeightSpec) -> Tensor:
     if spec.range == 'minmax':
         return group_max_abs(weight, spec.group_size)
     rows = per_group(weight.detach().flatten(1), spec.group_size).flatten(1)
-    return search_range(rows, spec.levels, spec.code_limits, spec.p)
+    return search_range(rows, spec.levels, spec.code_limits, spec.p, spec.offset)
 
 
 def weight_step(weight: Tensor, alpha: Tensor, spec: WeightSpec) -> Tensor:
@@ -108,19 +112,19 @@ def scale_clip_(weight: Tensor, spec: WeightSpec) -> Tensor:
         return torch.clamp(weight, -bound, bound, out=weight)
 
 
-def _best_of(x, centre, factors, levels, limits, p):
+def _best_of(x, centre, factors, levels, limits, p, offset):
     best_error = torch.full_like(centre, float('inf'))
     best = centre.clone()
     for factor in factors:
         alpha = centre * factor
-        error = _error(x, alpha, levels, limits, p)
+        error = _error(x, alpha, levels, limits, p, offset)
         better = error < best_error
         best_error = torch.where(better, error, best_error)
         best = torch.where(better, alpha, best)
     return best
 
 
-def _error(x, alpha, levels, limits, p):
+def _error(x, alpha, levels, limits, p, offset):
     step = step_of(alpha, levels).unsqueeze(-1)
-    difference = x.float() - dequantize(quantize(x, step, limits), step)
+    difference = x.float() - dequantize(quantize(x, step, limits, offset), step, offset)
     return torch.linalg.vector_norm(difference, p, dim=-1)

@@ -17,6 +17,11 @@ FLOAT_BITS = 32
 RANGES = ('mean', 'search', 'learned', 'minmax')
 ACTIVATION_RANGES = (*RANGES, 'active_mean')
 
+GRIDS = ('twos_complement', 'narrow_range', 'midrise')
+
+MIDRISE_BITS = 7
+"""Largest bit-width of a midrise grid: its integer weights reach 2^bits - 1, and have to fit int8."""
+
 WEIGHT_K = {2: 2.0, 3: 2.5, 4: 3.0, 5: 4.0, 6: 5.0, 7: 6.5, 8: 8.0}
 """bits -> threshold in units of mean|W_g|."""
 
@@ -26,7 +31,7 @@ TERNARY_K = 1.5
 UNIFORM_K = 2.0
 """A uniform distribution on [-T, T] has mean|W| = T / 2: the fixed point of Scale-Clip."""
 
-ACTIVE_MEAN_K = {2: 2.5, 3: 3.2, 4: 4.0, 5: 5.0, 6: 6.0, 7: 7.0, 8: 8.0}
+ACTIVE_MEAN_K = {2: 2.5, 3: 3.5, 4: 5.0, 5: 5.5, 6: 6.0, 7: 7.0, 8: 8.0}
 """bits -> threshold in units of the mean of the non-zero |A|, for unsigned activations.
 
 A signed grid spends one bit on the sign and takes the multiplier of ``bits - 1`` (2 bits: that of 2)."""
@@ -46,15 +51,17 @@ class WeightSpec:
         range: rule for the range alpha of a group: ``'mean'`` (k * mean|W_g|), ``'search'`` (argmin of the
             quantized-loss), ``'learned'`` (a parameter) or ``'minmax'`` (max|W_g|).
         k: multiplier of ``'mean'`` and of Scale-Clip; None takes the default of the bit-width.
-        narrow_range: drop the lowest code, so that the grid is symmetric. None: at 2 bits only, where the
-            two's complement grid {-2, -1, 0, 1} shifts the mean of a symmetric weight by -0.09 of its standard
-            deviation; summed over thousands of inputs that silences every ReLU that no BN precedes.
+        grid: ``'twos_complement'`` (values ``code * step``), ``'narrow_range'`` (without the lowest code, so
+            symmetric) or ``'midrise'`` (``(code + 1/2) * step``: symmetric with all codes, but no zero; the integer
+            weight is ``2 * code + 1``, which fits int8 up to 7 bits, so 8 bits are two's complement). None: midrise
+            at 2 bits, where the two's complement grid {-2, -1, 0, 1} shifts the mean of a symmetric weight by
+            -0.09 of its standard deviation and {-1, 0, 1} leaves a level unused; else two's complement.
         p: norm of the quantized-loss that ``'search'`` minimises, 1 or 2.
 
-    >>> WeightSpec(bits=2).code_limits
+    >>> WeightSpec(bits=2).code_limits, WeightSpec(bits=2).offset
+    ((-2, 1), 0.5)
+    >>> WeightSpec(bits=2, grid='narrow_range').code_limits
     (-1, 1)
-    >>> WeightSpec(bits=2, narrow_range=False).code_limits
-    (-2, 1)
     >>> WeightSpec(bits=4).code_limits
     (-8, 7)
     """
@@ -63,7 +70,7 @@ class WeightSpec:
     group_size: int = 1
     range: str = 'mean'
     k: Optional[float] = None
-    narrow_range: Optional[bool] = None
+    grid: Optional[str] = None
     p: int = 2
 
     def __post_init__(self) -> None:
@@ -76,8 +83,8 @@ class WeightSpec:
             )
         _check_choice('weight', 'range', self.range, RANGES)
         _check_multiplier('weight', self.k)
-        if self.narrow_range is not None:
-            _check_bool('weight', 'narrow_range', self.narrow_range)
+        if self.grid is not None:
+            _check_choice('weight', 'grid', self.grid, GRIDS)
         _check_choice('weight', 'p', self.p, (1, 2))
 
     @property
@@ -86,28 +93,45 @@ class WeightSpec:
         return self.bits != FLOAT_BITS
 
     @property
-    def narrow(self) -> bool:
-        """``narrow_range``, or whether the bit-width has it by default."""
-        return self.bits == 2 if self.narrow_range is None else self.narrow_range
+    def effective_grid(self) -> str:
+        """``grid``, or the default of the bit-width."""
+        if self.bits > MIDRISE_BITS and self.grid == 'midrise':
+            return 'twos_complement'
+        return self.grid or ('midrise' if self.bits == 2 else 'twos_complement')
+
+    @property
+    def offset(self) -> float:
+        """What is added to a code before it is multiplied with the step."""
+        return 0.5 if self.effective_grid == 'midrise' else 0.0
 
     @property
     def code_limits(self) -> tuple[int, int]:
         """Lowest and highest integer code."""
         top = 2 ** (self.bits - 1)
-        return (1 - top if self.narrow else -top), top - 1
+        return (1 - top if self.effective_grid == 'narrow_range' else -top), top - 1
+
+    @property
+    def integers(self) -> tuple[int, int]:
+        """Lowest integer weight, and the distance of two of them: codes are 2 * code + 1 on a midrise grid.
+
+        >>> WeightSpec(bits=2).integers, WeightSpec(bits=4).integers
+        ((-3, 2), (-8, 1))
+        """
+        top = 2 ** (self.bits - 1)
+        return (1 - 2 * top, 2) if self.offset else (-top, 1)
 
     @property
     def levels(self) -> int:
         """Number of steps between 0 and alpha."""
         top = 2 ** (self.bits - 1)
-        return top - 1 if self.narrow else top
+        return top - 1 if self.effective_grid == 'narrow_range' else top
 
     @property
     def multiplier(self) -> float:
         """``k``, or the default of the grid."""
         if self.k is not None:
             return float(self.k)
-        return TERNARY_K if self.bits == 2 and self.narrow else WEIGHT_K[self.bits]
+        return TERNARY_K if self.code_limits == (-1, 1) else WEIGHT_K[self.bits]
 
     @property
     def clip_multiplier(self) -> float:
@@ -240,11 +264,6 @@ def _check_multiplier(where: str, k: Any) -> None:
     _check_number(where, 'k', k)
     if not 0 < k < float('inf'):
         raise ConfigError(f'{where}: k={k} is not possible. Expected a positive number')
-
-
-def _check_bool(where: str, key: str, value: Any) -> None:
-    if not isinstance(value, bool):
-        raise ConfigError(f'{where}: {key}={value!r} is not True or False')
 
 
 def _check_choice(where: str, key: str, value: Any, choices: tuple) -> None:

@@ -18,8 +18,8 @@ _MAGIC = tl.constexpr(12582912.0)
 
 
 @triton.jit
-def _codes_of(x, step, lowest, highest):
-    scaled = tl.div_rn(x, step)
+def _codes_of(x, step, offset, lowest, highest):
+    scaled = tl.div_rn(x, step) - offset
     return (tl.minimum(tl.maximum(scaled, lowest), highest) + _MAGIC) - _MAGIC
 
 
@@ -34,7 +34,7 @@ def _encode(
     x = tl.load(x_ptr + offsets, valid, 0.0).to(tl.float32)
     threshold = tl.load(threshold_ptr)
     step = tl.maximum(tl.div_rn(threshold, levels), floor)
-    code = _codes_of(x, step, lowest, highest)
+    code = _codes_of(x, step, 0.0, lowest, highest)
     tl.store(values_ptr + offsets, (code * step).to(values_ptr.dtype.element_ty), valid)
     if KEEP:
         tl.store(step_ptr, step)
@@ -52,7 +52,7 @@ def _encode(
 
 @triton.jit
 def _encode_rows(
-    x_ptr, steps_ptr, values_ptr, columns, lowest, highest, k, levels, floor,
+    x_ptr, steps_ptr, values_ptr, columns, lowest, highest, offset, k, levels, floor,
     MEAN: tl.constexpr, BLOCKS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
@@ -70,8 +70,8 @@ def _encode_rows(
         offsets = index * BLOCK + tl.arange(0, BLOCK)
         valid = offsets < columns
         x = tl.load(x_ptr + row * columns + offsets, valid, 0.0).to(tl.float32)
-        code = _codes_of(x, step, lowest, highest)
-        tl.store(values_ptr + row * columns + offsets, (code * step).to(values_ptr.dtype.element_ty), valid)
+        code = _codes_of(x, step, offset, lowest, highest)
+        tl.store(values_ptr + row * columns + offsets, ((code + offset) * step).to(values_ptr.dtype.element_ty), valid)
 
 
 @triton.jit
@@ -121,20 +121,20 @@ def encode(
         statistic.copy_(sums.sum(0, dtype=torch.float64))
 
 
-def encode_rows(weight: Tensor, steps: Tensor, values: Tensor, limits: tuple[int, int]) -> None:
+def encode_rows(weight: Tensor, steps: Tensor, values: Tensor, limits: tuple[int, int], offset: float) -> None:
     """As :func:`mmgdrq.quant.native.encode_rows`."""
-    _by_rows(weight, steps, values, limits, 1.0, 1, 1.0, False)
+    _by_rows(weight, steps, values, (*limits, offset), 1.0, 1, 1.0, False)
 
 
-def encode_mean_rows(weight, steps, values, limits, k: float, levels: int, floor: float) -> None:
+def encode_mean_rows(weight, steps, values, limits, offset: float, k: float, levels: int, floor: float) -> None:
     """As :func:`mmgdrq.quant.native.encode_mean_rows`."""
-    _by_rows(weight, steps, values, limits, k, levels, floor, True)
+    _by_rows(weight, steps, values, (*limits, offset), k, levels, floor, True)
 
 
-def _by_rows(weight, steps, values, limits, k, levels, floor, mean) -> None:
+def _by_rows(weight, steps, values, grid, k, levels, floor, mean) -> None:
     columns = weight.numel() // steps.numel()
     block = min(triton.next_power_of_2(columns), 1024)
-    numbers = (float(limits[0]), float(limits[1]), float(k), float(levels), floor)
+    numbers = (*map(float, grid), float(k), float(levels), floor)
     shape = dict(BLOCKS=triton.cdiv(columns, block), BLOCK=block)
     _encode_rows[(steps.numel(),)](weight, steps, values, columns, *numbers, MEAN=mean, **shape)
 

@@ -73,9 +73,10 @@ def test_kinds_of_convolutions_in_the_engine_of_the_profile(tmp_path, net, profi
     folded, x = folded_net(**net)
     export(folded, lambda model: model(x), tmp_path, profile)
     expected = folded(x)
-    error = (run_graph(profile, tmp_path, x) - expected).abs().max() / expected.abs().max()
-    # the integer bias of the profile 'onnxruntime' is rounded, and a code may flip by it
-    assert error < (0.05 if profile == 'onnxruntime' else 2e-4)
+    error = (run_graph(profile, tmp_path, x) - expected).abs().max()
+    # the integer bias of the profile 'onnxruntime' is rounded, and an input code of the head may flip by it
+    one_code = (folded.head.weight.abs().amax(1) * folded.head.scale.abs()).max()
+    assert error < 2e-4 * expected.abs().max() + (one_code if profile == 'onnxruntime' else 0)
 
 
 @pytest.mark.parametrize('profile', ENGINES)

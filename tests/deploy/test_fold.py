@@ -12,6 +12,7 @@ import mmgdrq
 from mmgdrq.deploy.fold import find_pairs
 from mmgdrq.deploy.pairs import pairs_by_trace
 from mmgdrq.errors import FoldError
+from mmgdrq.quant.spec import GRIDS
 from tests import reference
 
 
@@ -67,8 +68,10 @@ def assert_integers(folded):
             continue
         weight = modules[name].weight
         assert torch.equal(weight, weight.round())
-        assert -(2 ** (bits - 1)) <= float(weight.min())
-        assert float(weight.max()) <= 2 ** (bits - 1) - 1
+        places = (weight - entry['weight_lowest']) / entry['weight_stride']
+        assert torch.equal(places, places.round())
+        assert 0 <= float(places.min())
+        assert float(places.max()) < 2**bits
         assert int(weight.unique().numel()) > 1
         assert not weight.requires_grad
         assert modules[name].bias is None
@@ -106,14 +109,26 @@ def test_conv_and_norm(conv, group_size, signed):
 
 
 @pytest.mark.parametrize('bits', [2, 4, 8])
-@pytest.mark.parametrize('narrow', [False, True])
+@pytest.mark.parametrize('grid', GRIDS)
 @pytest.mark.parametrize('rule', ['mean', 'search', 'learned', 'minmax'])
-def test_bits_grids_and_rules(bits, narrow, rule):
-    weight = dict(bits=bits, narrow_range=narrow, range=rule, group_size=2)
+def test_bits_grids_and_rules(bits, grid, rule):
+    weight = dict(bits=bits, grid=grid, range=rule, group_size=2)
     net = ready(block(nn.Conv2d(4, 6, 3)), IMAGE, weight, dict(bits=bits, range=rule))
     folded = assert_folds(net, IMAGE)
-    if narrow:
-        assert float(folded[0].weight.min()) >= -(2 ** (folded.gdrq_folded['0']['weight_bits'] - 1)) + 1
+    weight, stored = folded[0].weight.detach(), folded.gdrq_folded['0']['weight_bits']
+    assert stored == 8, 'the layer reads the image'
+    odd = bool((weight % 2 == 1).all())
+    assert not odd, 'odd integers of 8 bits do not fit int8'
+    assert float(weight.min()) >= (-127 if grid == 'narrow_range' else -128)
+
+
+@pytest.mark.parametrize('bits', range(2, 8))
+def test_a_midrise_grid_folds_to_odd_integers(bits):
+    rules = [dict(pattern='*', weight=dict(bits=bits, grid='midrise', group_size=2), activation={})]
+    folded = assert_folds(ready(block(nn.Conv2d(4, 6, 3)), IMAGE, rules=rules), IMAGE)
+    weight = folded[0].weight.detach()
+    assert bool((weight % 2 == 1).all())
+    assert int(weight.abs().max()) <= 2**bits - 1
 
 
 def test_depthwise_conv():
@@ -446,12 +461,12 @@ def test_what_reads_a_raw_output_gets_the_same_values(cls):
 @pytest.mark.parametrize('bias', [False, True])
 def test_codes_and_outputs_equal_the_folding_formula(bits, group_size, bias):
     torch.manual_seed(2)
-    spec = dict(bits=bits, group_size=group_size, k=2.0, narrow_range=False)
+    spec = dict(bits=bits, group_size=group_size, k=2.0, grid='twos_complement')
     net = ready(block(nn.Conv2d(4, 6, 3, bias=bias)), IMAGE, rules=[dict(pattern='*', weight=spec, activation={})])
     folded = mmgdrq.fold(net, IMAGE)
     weight = net[0].weight.detach().numpy()
     alphas = np.float32(2) * reference.mean_abs(weight, group_size)
-    grid = reference.weight_grid(bits, narrow=False)
+    grid = reference.weight_grid(bits, 'twos_complement')
     parts = list(zip(reference.groups(6, group_size), alphas))
     codes = np.concatenate([reference.codes(weight[part], alpha, grid) for part, alpha in parts])
     steps = np.concatenate([[reference.step(alpha, grid[2])] * (part.stop - part.start) for part, alpha in parts])

@@ -107,7 +107,7 @@ def assert_same(a, b):
 def test_output_is_the_float_layer_on_quantized_operands(kind, signed, bits, group_size):
     weight_bits, input_bits = bits
     config = dict(
-        weight=dict(bits=weight_bits, group_size=group_size, k=2.5, narrow_range=False),
+        weight=dict(bits=weight_bits, group_size=group_size, k=2.5, grid='twos_complement'),
         activation=dict(bits=input_bits, k=2.0, range='mean'),
     )
     if kind == 'conv':
@@ -385,7 +385,7 @@ def test_a_float_tensor_of_a_layer_stays_float():
     layer(x)
     values = reference.fake_quantize_activation(x.numpy(), float(layer.activation_quantizer.threshold), 4, False)
     torch.testing.assert_close(layer(x).detach(), F.linear(torch.from_numpy(values), layer.weight, layer.bias).detach())
-    layer = mmgdrq.Linear(4, 3, weight=dict(bits=2, narrow_range=False), activation=dict(bits=32)).train()
+    layer = mmgdrq.Linear(4, 3, weight=dict(bits=2, grid='twos_complement'), activation=dict(bits=32)).train()
     weight = layer.weight.detach().numpy()
     quantized = reference.fake_quantize_weight(weight, 2 * reference.mean_abs(weight, 1), 2, 1)
     expected = F.linear(x, torch.from_numpy(quantized), layer.bias)
@@ -399,7 +399,7 @@ def test_gradient_scale_of_a_learned_weight_range_counts_the_group(group_size):
         8,
         4,
         bias=False,
-        weight=dict(bits=2, range='learned', group_size=group_size, narrow_range=False),
+        weight=dict(bits=2, range='learned', group_size=group_size, grid='twos_complement'),
         activation=dict(bits=32),
     )
     x = torch.eye(8)

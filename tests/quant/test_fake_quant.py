@@ -17,6 +17,7 @@ from mmgdrq.quant import (
     step_of,
     weight_step,
 )
+from mmgdrq.quant.spec import GRIDS
 from tests import reference
 
 FILTERS = 6
@@ -27,30 +28,33 @@ def tensor(seed, *shape, scale=1.0):
     return torch.tensor(np.random.default_rng(seed).normal(size=shape) * scale, dtype=torch.float32)
 
 
-def weight_with_ties(seed, alphas, group_size, levels):
+def weight_with_ties(seed, alphas, group_size, levels, offset):
     """Random weights, a third of them exactly on a boundary between two codes."""
     rng = np.random.default_rng(seed)
     weight = rng.normal(size=(FILTERS, 3, 2, 2)).astype(np.float32)
     for part, alpha in zip(reference.groups(FILTERS, group_size), alphas):
-        ties = (rng.integers(-levels - 2, levels + 2, size=weight[part].shape) + 0.5) * reference.step(alpha, levels)
+        boundaries = rng.integers(-levels - 2, levels + 2, size=weight[part].shape) + 0.5 + offset
+        ties = boundaries * reference.step(alpha, levels)
         weight[part] = np.where(rng.random(weight[part].shape) < 1 / 3, ties, weight[part])
     return weight
 
 
-@pytest.mark.parametrize('narrow', [False, True])
+@pytest.mark.parametrize('grid', GRIDS)
 @pytest.mark.parametrize('group_size', [1, 3, 4, FILTERS, -1, 100])
 @pytest.mark.parametrize('bits', BITS)
-def test_weight_equals_the_reference(bits, group_size, narrow):
-    spec = WeightSpec(bits=bits, group_size=group_size, narrow_range=narrow)
+def test_weight_equals_the_reference(bits, group_size, grid):
+    spec = WeightSpec(bits=bits, group_size=group_size, grid=grid)
+    grid = spec.effective_grid
     count = len(reference.groups(FILTERS, group_size))
     alphas = np.linspace(0.4, 1.9, count, dtype=np.float32)
-    weight = weight_with_ties(bits, alphas, group_size, reference.weight_grid(bits, narrow)[2])
+    weight = weight_with_ties(bits, alphas, group_size, *reference.weight_grid(bits, grid)[2:])
     x = torch.from_numpy(weight).requires_grad_()
     step = weight_step(x, torch.from_numpy(alphas), spec)
-    result = fake_quantize_weight(x, step, spec.code_limits)
-    expected = reference.fake_quantize_weight(weight, alphas, bits, group_size, narrow)
+    result = fake_quantize_weight(x, step, spec.code_limits, spec.offset)
+    expected = reference.fake_quantize_weight(weight, alphas, bits, group_size, grid)
     assert np.array_equal(result.detach().numpy(), expected)
-    assert torch.equal(result.detach(), dequantize(quantize(x.detach(), step, spec.code_limits), step))
+    codes = quantize(x.detach(), step, spec.code_limits, spec.offset)
+    assert torch.equal(result.detach(), dequantize(codes, step, spec.offset))
     upstream = tensor(1, *weight.shape)
     result.backward(upstream)
     assert np.array_equal(x.grad.numpy(), reference.weight_gradient(weight, upstream.numpy()))
@@ -60,7 +64,7 @@ def test_weight_equals_the_reference(bits, group_size, narrow):
 @pytest.mark.parametrize('bits', BITS)
 def test_activation_equals_the_reference(bits, signed):
     threshold = np.float32(1.3)
-    low, high, levels = grid = reference.activation_grid(bits, signed)
+    low, high, levels, _ = grid = reference.activation_grid(bits, signed)
     ties = (np.arange(low - 2, high + 3, dtype=np.float32) + np.float32(0.5)) * reference.step(threshold, levels)
     edges = np.array([0, -0.0, threshold, -threshold, np.nextafter(threshold, 2, dtype=np.float32)], np.float32)
     edges = np.append(edges, -edges[-1])
@@ -83,17 +87,17 @@ def test_activation_equals_the_reference(bits, signed):
     st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), min_size=1, max_size=30),
     st.floats(0, 2.0**100, width=32),
     st.integers(2, 8),
-    st.booleans(),
+    st.sampled_from(GRIDS),
 )
-def test_any_finite_value_and_range(values, alpha, bits, narrow):
-    spec = WeightSpec(bits=bits, narrow_range=narrow, group_size=-1)
+def test_any_finite_value_and_range(values, alpha, bits, grid):
+    spec = WeightSpec(bits=bits, grid=grid, group_size=-1)
     weight = np.array(values, np.float32)[None]
     step = weight_step(torch.from_numpy(weight), torch.tensor([alpha]), spec)
-    codes = quantize(torch.from_numpy(weight), step, spec.code_limits)
-    result = fake_quantize_weight(torch.from_numpy(weight), step, spec.code_limits)
-    assert torch.equal(result, dequantize(codes, step))
+    codes = quantize(torch.from_numpy(weight), step, spec.code_limits, spec.offset)
+    result = fake_quantize_weight(torch.from_numpy(weight), step, spec.code_limits, spec.offset)
+    assert torch.equal(result, dequantize(codes, step, spec.offset))
     with np.errstate(over='ignore'):
-        expected = reference.fake_quantize_weight(weight, np.array([alpha], np.float32), bits, -1, narrow)
+        expected = reference.fake_quantize_weight(weight, np.array([alpha], np.float32), bits, -1, spec.effective_grid)
     assert np.array_equal(result.numpy(), expected)
     assert bool(result.isfinite().all())
     assert bool((codes == codes.round()).all())
@@ -231,17 +235,16 @@ def test_half_precision_weights_take_their_groups_float32_steps(dtype, group_siz
 
 
 @pytest.mark.parametrize('value', [0.7, -0.7, 1e30, -3e38])
-@pytest.mark.parametrize('narrow', [False, True])
-def test_a_constant_group_is_kept_or_clipped_at_its_own_range(value, narrow):
-    spec = WeightSpec(bits=3, group_size=-1, narrow_range=narrow)
+@pytest.mark.parametrize('grid', GRIDS)
+def test_a_constant_group_is_kept_or_clipped_at_its_own_range(value, grid):
+    spec = WeightSpec(bits=3, group_size=-1, grid=grid)
     weight = np.full((2, 4), value, np.float32)
     alpha = np.abs(weight[0, :1])
-    result = fake_quantize_weight(
-        torch.from_numpy(weight), weight_step(torch.from_numpy(weight), torch.from_numpy(alpha), spec), spec.code_limits
-    )
-    assert np.array_equal(result.numpy(), reference.fake_quantize_weight(weight, alpha, 3, -1, narrow))
-    # the two's complement grid ends one step below +alpha
-    lost = 0.25 if value > 0 and not narrow else 0.0
+    step = weight_step(torch.from_numpy(weight), torch.from_numpy(alpha), spec)
+    result = fake_quantize_weight(torch.from_numpy(weight), step, spec.code_limits, spec.offset)
+    assert np.array_equal(result.numpy(), reference.fake_quantize_weight(weight, alpha, 3, -1, grid))
+    # the two's complement grid ends one step below +alpha, the midrise grid half a step before either end
+    lost = {'twos_complement': 0.25 * (value > 0), 'narrow_range': 0.0, 'midrise': 0.125}[grid]
     assert float(result[0, 0]) == pytest.approx(value * (1 - lost), rel=1e-6)
 
 

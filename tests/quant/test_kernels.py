@@ -85,7 +85,9 @@ def test_a_range_near_zero_gives_the_same_codes(kernels, threshold):
 
 
 @pytest.mark.parametrize('group_size', [1, 4, -1])
-@pytest.mark.parametrize('spec', [dict(bits=2), dict(bits=4), dict(bits=8), dict(bits=3, range='minmax')])
+@pytest.mark.parametrize(
+    'spec', [dict(bits=2), dict(bits=4), dict(bits=8), dict(bits=3, range='minmax'), dict(bits=2, grid='narrow_range')]
+)
 @pytest.mark.parametrize('layout', ['contiguous', 'channels_last', 'linear', 'gaps'])
 def test_weight_codes_are_the_plain_values(kernels, layout, spec, group_size):
     spec = WeightSpec(group_size=group_size, **spec)
@@ -97,13 +99,13 @@ def test_weight_codes_are_the_plain_values(kernels, layout, spec, group_size):
         'gaps': weight.transpose(1, 2),
     }[layout]
     step = weight_step(weight, weight_range(weight, spec), spec)
-    expected = fake_quantize_weight(weight, step, spec.code_limits)
-    encoded = encode_weight(weight, step, spec.code_limits, 'weight')
+    expected = fake_quantize_weight(weight, step, spec.code_limits, spec.offset)
+    encoded = encode_weight(weight, step, spec.code_limits, 'weight', spec.offset)
     assert torch.equal(encoded.values, expected)
     assert torch.equal(encoded.codes.values('again'), expected)
     by_rule = encode_weight_by_rule(weight, spec, 'weight')
     torch.testing.assert_close(by_rule.codes.step.flatten(), step.flatten(), rtol=1e-6, atol=0)
-    again = fake_quantize_weight(weight, by_rule.codes.step, spec.code_limits)
+    again = fake_quantize_weight(weight, by_rule.codes.step, spec.code_limits, spec.offset)
     assert torch.equal(by_rule.codes.values('again'), again)
     assert torch.equal(encode_weight_by_rule(weight, spec, 'weight').values, again)
 

@@ -21,6 +21,23 @@ def test_round_trip(bits, signed, length, seed):
     assert torch.equal(unpack(packed, bits, lowest, (length,)).long(), codes)
 
 
+@given(st.integers(1, 7), st.integers(0, 41), st.integers(0, 100))
+def test_odd_integers(bits, length, seed):
+    lowest = 1 - 2**bits
+    odd = torch.from_numpy(2 * np.random.default_rng(seed).integers(0, 2**bits, length) + lowest)
+    packed = pack(odd, bits, lowest, stride=2)
+    assert packed.numel() == math.ceil(length * bits / 8)
+    assert torch.equal(unpack(packed, bits, lowest, (length,), stride=2).long(), odd)
+
+
+@pytest.mark.parametrize(
+    ('value', 'words'), [(0, 'multiple of 2'), (5, 'do not fit 2 bits'), (-5, 'do not fit 2 bits')]
+)
+def test_an_integer_that_is_not_on_the_odd_grid(value, words):
+    with pytest.raises(ValueError, match=words):
+        pack(torch.tensor([1, value, -3]), 2, -3, stride=2)
+
+
 @pytest.mark.parametrize('bits', range(2, 9))
 def test_shape_and_float_codes_of_a_weight(bits):
     lowest = -(2 ** (bits - 1))

@@ -10,12 +10,15 @@ from mmgdrq.quant import (
     ActivationSpec,
     WeightSpec,
     collect,
+    fake_quantize_weight,
     quantized_loss,
     scale_clip_,
     search_range,
     threshold_of,
     weight_range,
+    weight_step,
 )
+from mmgdrq.quant.spec import GRIDS
 from tests import reference
 
 SAMPLES = 200_000
@@ -39,32 +42,32 @@ def test_figure_five(name, loss, ratio, slack):
     found = float(quantized_loss(x, alpha, FOUR_BITS.levels, FOUR_BITS.code_limits, p=1))
     assert found == pytest.approx(loss, abs=0.0012)
     assert float(alpha) / np.abs(values).mean() == pytest.approx(ratio, abs=slack)
-    expected = reference.quantized_loss(values, float(alpha), reference.weight_grid(4, False))
+    expected = reference.quantized_loss(values, float(alpha), reference.weight_grid(4, 'twos_complement'))
     assert found == pytest.approx(expected, rel=1e-4)
 
 
 @pytest.mark.parametrize(('name', 'ratio'), [('laplace', 2.3), ('gaussian', 2.1), ('uniform', 1.9)])
 def test_two_bit_ratios(name, ratio):
-    spec = WeightSpec(bits=2, narrow_range=False)
+    spec = WeightSpec(bits=2, grid='twos_complement')
     values = sample(name)
     alpha = search_range(torch.from_numpy(values)[None], spec.levels, spec.code_limits, p=1)
     assert float(alpha) / np.abs(values).mean() == pytest.approx(ratio, abs=0.1)
 
 
 @pytest.mark.parametrize('p', [1, 2])
-@pytest.mark.parametrize(('grid', 'bits'), [(g, b) for g in ('weight', 'narrow', 'unsigned') for b in (2, 3, 4, 8)])
+@pytest.mark.parametrize(('grid', 'bits'), [(g, b) for g in (*GRIDS, 'unsigned') for b in (2, 3, 4, 8)])
 def test_search_is_as_good_as_brute_force(grid, bits, p):
     if grid == 'unsigned':
-        low, high, levels = reference.activation_grid(bits, False)
+        low, high, levels, offset = reference.activation_grid(bits, False)
     else:
-        low, high, levels = reference.weight_grid(bits, grid == 'narrow')
+        low, high, levels, offset = reference.weight_grid(bits, grid)
     for name in ('laplace', 'gaussian', 'uniform'):
         values = sample(name, 2000, seed=bits)
         values = np.maximum(values, 0) if grid == 'unsigned' else values
-        alpha = search_range(torch.from_numpy(values)[None], levels, (low, high), p)
-        found = reference.quantized_loss(values, float(alpha), (low, high, levels), p)
+        alpha = search_range(torch.from_numpy(values)[None], levels, (low, high), p, offset)
+        found = reference.quantized_loss(values, float(alpha), (low, high, levels, offset), p)
         candidates = np.linspace(0.02, 1.5, 300) * np.abs(values).max()
-        best = min(reference.quantized_loss(values, a, (low, high, levels), p) for a in candidates)
+        best = min(reference.quantized_loss(values, a, (low, high, levels, offset), p) for a in candidates)
         # at 8 bits the loss of a finite sample has many narrow dips, which no short search finds
         assert found <= best * (1.025 if bits < 8 else 1.055)
 
@@ -177,3 +180,23 @@ def test_scale_clip_never_leaves_its_bound_and_shrinks_it_only(group_size, k, se
             assert float(tensor[part].abs().max()) <= bound * (1 + 1e-6)
     assert bool((tensor.sign() == torch.from_numpy(weight).sign()).all())
     assert bool((tensor.abs() <= torch.from_numpy(np.abs(weight))).all())
+
+
+@pytest.mark.parametrize('name', ['laplace', 'gaussian', 'uniform'])
+def test_at_two_bits_the_midrise_grid_loses_least(name):
+    x = torch.from_numpy(sample(name))[None]
+    losses = {}
+    for grid in GRIDS:
+        spec = WeightSpec(bits=2, grid=grid)
+        args = (spec.levels, spec.code_limits, 2, spec.offset)
+        losses[grid] = float(quantized_loss(x, search_range(x, *args), *args))
+    assert losses['midrise'] == min(losses.values())
+
+
+@pytest.mark.parametrize(('grid', 'shift'), [('twos_complement', -0.09), ('narrow_range', 0.0), ('midrise', 0.0)])
+def test_the_mean_of_a_symmetric_weight_moves_on_the_twos_complement_grid_only(grid, shift):
+    spec = WeightSpec(bits=2, grid=grid, group_size=-1)
+    weight = torch.from_numpy(sample('gaussian'))[None]
+    step = weight_step(weight, weight_range(weight, spec), spec)
+    moved = fake_quantize_weight(weight, step, spec.code_limits, spec.offset) - weight
+    assert float(moved.mean() / weight.std()) == pytest.approx(shift, abs=0.01)

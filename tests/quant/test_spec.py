@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from mmgdrq.errors import ConfigError
 from mmgdrq.quant import ActivationSpec, WeightSpec, make_spec, override_spec
+from mmgdrq.quant.spec import GRIDS
 from tests import reference
 
 WRONG_WEIGHT = [
@@ -32,8 +33,8 @@ WRONG_WEIGHT = [
     ('k', float('inf'), 'positive'),
     ('k', True, 'number'),
     ('k', '2', 'number'),
-    ('narrow_range', 1, 'True or False'),
-    ('narrow_range', 'yes', 'True or False'),
+    ('grid', 'midriser', "'midrise'"),
+    ('grid', True, "'narrow_range'"),
     ('p', 3, '1, 2'),
     ('p', True, '1, 2'),
 ]
@@ -78,7 +79,7 @@ def test_wrong_value_names_key_and_expectation(cls, where, key, value, expected)
     [
         (WeightSpec, 'bitz', 'bits'),
         (WeightSpec, 'groupsize', 'group_size'),
-        (WeightSpec, 'narrow', 'narrow_range'),
+        (WeightSpec, 'grids', 'grid'),
         (ActivationSpec, 'momentun', 'momentum'),
         (ActivationSpec, 'sign', 'signed'),
     ],
@@ -122,24 +123,42 @@ def test_override_keeps_the_other_values():
     assert make_spec(WeightSpec, None, 'weight') == WeightSpec()
 
 
-@given(st.integers(2, 8), st.booleans())
-def test_grids_are_those_of_the_method(bits, flag):
-    low, high, levels = reference.weight_grid(bits, flag)
-    spec = WeightSpec(bits=bits, narrow_range=flag)
-    assert (*spec.code_limits, spec.levels) == (low, high, levels)
+@given(st.integers(2, 8), st.sampled_from(GRIDS), st.booleans())
+def test_grids_are_those_of_the_method(bits, grid, signed):
+    spec = WeightSpec(bits=bits, grid=grid)
+    assert (*spec.code_limits, spec.levels, spec.offset) == reference.weight_grid(bits, spec.effective_grid)
+    assert spec.effective_grid == ('twos_complement' if (bits, grid) == (8, 'midrise') else grid)
     spec = ActivationSpec(bits=bits)
-    assert (*spec.code_limits(flag), spec.levels(flag)) == reference.activation_grid(bits, flag)
+    assert (*spec.code_limits(signed), spec.levels(signed), 0.0) == reference.activation_grid(bits, signed)
+
+
+@pytest.mark.parametrize('grid', GRIDS)
+@pytest.mark.parametrize('bits', range(2, 9))
+def test_integers_hold_every_level_and_fit_int8(bits, grid):
+    spec = WeightSpec(bits=bits, grid=grid)
+    lowest, stride = spec.integers
+    low, high = spec.code_limits
+    integers = [(code + spec.offset) * stride for code in range(low, high + 1)]
+    assert all(value == int(value) and -128 <= value <= 127 for value in integers)
+    assert all(0 <= (value - lowest) / stride < 2**bits for value in integers)
 
 
 def test_two_bits_are_symmetric_unless_asked_otherwise():
-    assert WeightSpec(bits=2).code_limits == (-1, 1)
-    assert WeightSpec(bits=2, narrow_range=False).code_limits == (-2, 1)
+    spec = WeightSpec(bits=2)
+    assert [code + spec.offset for code in range(spec.code_limits[0], spec.code_limits[1] + 1)] == [
+        -1.5,
+        -0.5,
+        0.5,
+        1.5,
+    ]
+    assert WeightSpec(bits=2, grid='narrow_range').code_limits == (-1, 1)
+    assert WeightSpec(bits=2, grid='twos_complement').code_limits == (-2, 1)
     for bits in range(3, 9):
-        assert WeightSpec(bits=bits).code_limits == WeightSpec(bits=bits, narrow_range=False).code_limits
+        assert WeightSpec(bits=bits).code_limits == WeightSpec(bits=bits, grid='twos_complement').code_limits
 
 
 def test_default_multipliers():
-    full = WeightSpec(bits=2, narrow_range=False)
+    full = WeightSpec(bits=2, grid='twos_complement')
     assert full.multiplier == full.clip_multiplier == 2.0, 'the fixed point of k = 2 is the uniform distribution'
     for bits in range(2, 9):
         assert WeightSpec(bits=bits).clip_multiplier >= 2.0, 'Scale-Clip below k = 2 shrinks the weights'

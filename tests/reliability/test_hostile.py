@@ -166,7 +166,7 @@ VALUES = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
     max_leaves=4,
 )
-WEIGHT_KEYS = ['bits', 'group_size', 'range', 'k', 'narrow_range', 'p', 'other']
+WEIGHT_KEYS = ['bits', 'group_size', 'range', 'k', 'grid', 'p', 'other']
 ACTIVATION_KEYS = ['bits', 'range', 'k', 'momentum', 'signed', 'p', 'other']
 
 
