@@ -70,7 +70,7 @@ def assert_integers(folded):
         assert torch.equal(weight, weight.round())
         places = (weight - entry['weight_lowest']) / entry['weight_stride']
         assert torch.equal(places, places.round())
-        assert 0 <= float(places.min())
+        assert float(places.min()) >= 0
         assert float(places.max()) < 2**bits
         assert int(weight.unique().numel()) > 1
         assert not weight.requires_grad
