@@ -82,7 +82,7 @@ class Trainer:
 
 def summary(values: list[float]) -> dict[str, float]:
     """Median and quartiles."""
-    low, _, high = quantiles(values, n=4) if len(values) > 1 else (values[0],) * 3
+    low, _, high = quantiles(values, n=4, method='inclusive') if len(values) > 1 else (values[0],) * 3
     return dict(median=median(values), low=low, high=high)
 
 

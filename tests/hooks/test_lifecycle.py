@@ -227,7 +227,7 @@ def test_float_checkpoint_cannot_be_tested_as_quantized(tmp_path, float_checkpoi
     [
         (dict(weight=dict(bits=3)), 'bits=2.*bits=3'),
         (dict(weight=dict(group_size=4)), 'group_size=1.*group_size=4'),
-        (dict(weight=dict(grid='narrow_range')), "grid='midrise'.*grid='narrow_range'"),
+        (dict(weight=dict(grid='narrow_range')), "grid='twos_complement'.*grid='narrow_range'"),
         (dict(activation=dict(bits=3)), 'bits=4.*bits=3'),
         (dict(rules=[dict(pattern='conv2', skip=True)]), 'conv2'),
         (dict(weight=dict(range='search')), 'alpha'),
