@@ -42,7 +42,11 @@ def main() -> None:
         save('distribution', 'network', 0, dict(rows=rows, config=args.config))
 
 
-def figure5(bits: tuple[int, ...] = (2, 4)) -> list[dict]:
+PANELS = ((2, 'twos_complement'), (2, 'narrow_range'), (2, 'midrise'), (4, 'twos_complement'))
+"""Bits and grid of each panel of figure 5."""
+
+
+def figure5() -> list[dict]:
     """Quantized-loss (p = 1) of three distributions over alpha, and its minimum."""
     generator = torch.Generator().manual_seed(0)
     uniform = torch.rand(SAMPLES, generator=generator)
@@ -52,20 +56,22 @@ def figure5(bits: tuple[int, ...] = (2, 4)) -> list[dict]:
         'Gaussian': torch.randn(SAMPLES, generator=generator),
         'uniform': uniform * sign,
     }
-    figure, axes = plt.subplots(1, len(bits), figsize=(9, 3.2))
+    figure, axes = plt.subplots(1, len(PANELS), figsize=(14, 3.2), sharey=True)
     rows = []
-    for axis, b in zip(axes, bits):
-        spec = WeightSpec(bits=b, grid='twos_complement')
+    for axis, (bits, grid) in zip(axes, PANELS):
+        spec = WeightSpec(bits=bits, grid=grid)
+        rule = dict(levels=spec.levels, limits=spec.code_limits, p=1, offset=spec.offset)
         for name, x in samples.items():
             x = x / x.abs().mean()
-            best = search_range(x[None], spec.levels, spec.code_limits, p=1)
-            loss = quantized_loss(x[None], best, spec.levels, spec.code_limits)
-            rows.append(dict(distribution=name, bits=b, loss=loss.item(), alpha=best.item()))
+            best = search_range(x[None], **rule)
+            loss = quantized_loss(x[None], best, **rule)
+            rows.append(dict(distribution=name, bits=bits, grid=grid, loss=loss.item(), alpha=best.item()))
             alphas = torch.linspace(0.5, 6, 56)
-            losses = [quantized_loss(x, a, spec.levels, spec.code_limits).item() for a in alphas]
+            losses = [quantized_loss(x, a, **rule).item() for a in alphas]
             axis.plot(alphas, losses, label=name)
             axis.plot(best, loss, 'k.')
-        axis.set(title=f'{b} bits', xlabel='alpha / mean|w|', ylabel='quantized-loss', ylim=(0, 0.8))
+        axis.set(title=f'{bits} bits, {grid}', xlabel='alpha / mean|w|', ylim=(0, 0.8))
+    axes[0].set_ylabel('quantized-loss')
     axes[0].legend()
     figure.tight_layout()
     figure.savefig(IMAGES / 'figure5.png', dpi=90)

@@ -54,12 +54,15 @@ def distribution(root: Path) -> str:
 
 
 def _figure5(run: dict) -> str:
-    rows = [(r['distribution'], str(r['bits']), f'{r["loss"]:.3f}', f'{r["alpha"]:.2f}') for r in run['rows']]
+    rows = [
+        (str(r['bits']), f"`'{r['grid']}'`", r['distribution'], f'{r["loss"]:.3f}', f'{r["alpha"]:.2f}')
+        for r in run['rows']
+    ]
     return '\n\n'.join(
         [
-            "Quantized-loss (p = 1, two's complement grid) at its best range, as in the paper's figure 5, on "
-            '200,000 samples:',
-            table(('distribution', 'bits', 'quantized-loss', 'alpha* / mean\\|w\\|'), rows),
+            "Quantized-loss (p = 1) at its best range on 200,000 samples. The paper's figure 5 is the two's complement "
+            'grid with 4 bits.',
+            table(('bits', 'grid', 'distribution', 'quantized-loss', 'alpha* / mean\\|w\\|'), rows),
             '![quantized-loss over alpha](images/figure5.png)',
             f'`python benchmarks/accuracy/distribution.py`, {stamp([run])}',
         ]
