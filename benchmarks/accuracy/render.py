@@ -11,6 +11,8 @@ OUT = Path(__file__).resolve().parents[2] / 'docs' / 'results.md'
 TITLES = {
     'classification': ('Classification: ResNet-20 on JPEG-compressed CIFAR-10', 'top-1'),
     'classification_long': ('Classification, six times as long', 'top-1'),
+    'resnet18_digits': ('Classification: ResNet-18 on crops of digits', 'top-1'),
+    'vgg11_digits': ('Classification: VGG-11 with BN on crops of digits', 'top-1'),
     'detection': ('Detection: Faster R-CNN (ResNet-18, FPN) on scenes of digits', 'AP'),
     'retinanet_digits': ('Detection: RetinaNet (ResNet-18, FPN) on scenes of digits', 'AP'),
     'detection_bccd': ('Detection: Faster R-CNN (ResNet-18, FPN) on BCCD', 'AP'),

@@ -16,6 +16,8 @@ TASKS = (
     'classification_long',
     'detection',
     'segmentation',
+    'resnet18_digits',
+    'vgg11_digits',
     'retinanet_digits',
     'detection_bccd',
     'retinanet_bccd',
