@@ -45,7 +45,7 @@ def main() -> None:
         cfg.test_evaluator = [*evaluators, dict(type='DumpResults', out_file_path=args.out)]
     metrics = cli.build_runner(cfg).test()
     if args.metrics:
-        write_file(args.metrics, json.dumps(metrics, indent=1) + '\n')
+        write_file(args.metrics, json.dumps(metrics, indent=1, default=float) + '\n')  # numpy numbers as well
 
 
 if __name__ == '__main__':

@@ -1,5 +1,5 @@
 # AdamW with warm-up and a cosine, for small classifiers that are trained from scratch.
-max_epochs = 6
+max_epochs = 20
 train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=max_epochs, val_interval=max_epochs)
 val_cfg = dict(type='ValLoop')
 test_cfg = dict(type='TestLoop')
