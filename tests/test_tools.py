@@ -240,3 +240,29 @@ def test_bad_input_gets_one_clear_error(workplace, case):
     assert 'Traceback' not in output
     for part in expected:
         assert part in last, last
+
+
+SEGMENTOR = """
+_base_ = '{root}/configs/gdrq/fcn_r18_digits_w2a4.py'
+load_from = None
+data = '{data}/'
+train_dataloader = dict(batch_size=4, num_workers=0, persistent_workers=False, dataset=dict(data_root=data))
+val_dataloader = dict(num_workers=0, persistent_workers=False, dataset=dict(data_root=data))
+test_dataloader = dict(num_workers=0, persistent_workers=False, dataset=dict(data_root=data))
+train_cfg = dict(max_epochs=1, val_interval=1)
+param_scheduler = []
+default_hooks = dict(checkpoint=dict(interval=1), logger=dict(interval=1))
+"""
+
+
+def test_a_segmentor_is_trained_deployed_and_evaluated(workplace):
+    """Its metrics are numpy numbers, which json does not know."""
+    (workplace / 'fcn.py').write_text(SEGMENTOR.format(root=ROOT, data=workplace / 'digits'))
+    run(ROOT / 'tools/train.py', 'fcn.py', '--work-dir', 'fcn', cwd=workplace)
+    options = ('--out', 'fcn_folded', '--rounds', '0', '--evaluate', '--export', 'openvino', '--work-dir', 'fcn')
+    run(ROOT / 'tools/deploy.py', 'fcn.py', 'fcn/epoch_1.pth', *options, cwd=workplace)
+    found = json.loads((workplace / 'fcn_folded/report.json').read_text())['metrics']
+    assert list(found) == ['quantized', 'folded', 'openvino']
+    tested = metrics_of(workplace, 'fcn_folded', 'fcn.py')
+    assert tested == pytest.approx(found['folded'])
+    assert tested == pytest.approx(found['quantized'], abs=0.1)

@@ -36,7 +36,7 @@ def main() -> None:
         raise cli.ConfigError(f'checkpoint: {args.checkpoint} is a directory; expected a checkpoint file')
     cli.use_checkpoint(cfg, args.checkpoint)
     report = deploy(cli.build_runner(cfg), args.out, args.batches, args.export, args.rounds, args.evaluate)
-    write_file(Path(args.out, 'report.json'), json.dumps(report.as_dict(), indent=1) + '\n')
+    write_file(Path(args.out, 'report.json'), json.dumps(report.as_dict(), indent=1, default=float) + '\n')
     print(report)
 
 
