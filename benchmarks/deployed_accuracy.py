@@ -53,8 +53,8 @@ def row(name: str, report: dict) -> str:
     engines = {graph['engine']: [] for graph in report['graphs']}
     for graph in report['graphs']:
         engines[graph['engine']].append(graph)
-    kernels = '; '.join(f'{total(g, "integer")} of {total(g, "blocks")}' for g in engines.values())
-    codes = '; '.join(f'{total(g, "different"):,} of {total(g, "codes"):,}' for g in engines.values())
+    kernels = '; '.join(f'{e}: {total(g, "integer")} of {total(g, "blocks")}' for e, g in engines.items())
+    codes = '; '.join(f'{e}: {total(g, "different"):,} of {total(g, "codes"):,}' for e, g in engines.items())
     return f'| {name} | {key} | ' + ' | '.join(values) + f' | {kernels} | {codes} |'
 
 

@@ -10,11 +10,20 @@ model = dict(
     data_preprocessor=dict(size=(128, 128)),
     pretrained=None,
     backbone=dict(depth=18, base_channels=16, stem_channels=16, norm_cfg=norm_cfg, contract_dilation=False),
-    decode_head=dict(in_channels=128, channels=64, num_convs=1, concat_input=False, num_classes=11, norm_cfg=norm_cfg),
+    decode_head=dict(
+        in_channels=128,
+        channels=64,
+        num_convs=1,
+        concat_input=False,
+        num_classes=11,
+        norm_cfg=norm_cfg,
+        # nine tenths of the pixels are background
+        loss_decode=dict(type='CrossEntropyLoss', loss_weight=1.0, class_weight=[0.1] + [1.0] * 10),
+    ),
     auxiliary_head=None,
 )
 
-max_epochs = 4
+max_epochs = 12
 train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=max_epochs, val_interval=max_epochs)
 val_cfg = dict(type='ValLoop')
 test_cfg = dict(type='TestLoop')

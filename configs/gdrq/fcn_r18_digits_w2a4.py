@@ -3,7 +3,7 @@ _base_ = './fcn_r18_digits.py'
 
 custom_imports = dict(imports=['mmgdrq'], allow_failed_imports=False)
 custom_hooks = [dict(type='mmgdrq.GDRQHook', weight=dict(bits=2), activation=dict(bits=4))]
-load_from = 'work_dirs/fcn_r18_digits/epoch_4.pth'
+load_from = 'work_dirs/fcn_r18_digits/epoch_12.pth'
 
 max_epochs = 2
 train_cfg = dict(max_epochs=max_epochs, val_interval=max_epochs)
