@@ -28,7 +28,7 @@ def main() -> None:
     parser.add_argument('--results', type=Path, default=RESULTS)
     parser.add_argument('--out', type=Path, default=OUT)
     args = parser.parse_args()
-    parts = [INTRODUCTION, distribution(args.results)]
+    parts = [INTRODUCTION, summary(args.results), distribution(args.results)]
     parts += [section(task, *title, args.results) for task, title in TITLES.items()]
     args.out.write_text('\n\n'.join(part for part in parts if part) + '\n')
     print(args.out)
@@ -40,6 +40,34 @@ Everything here is rendered by `python benchmarks/accuracy/render.py` from the r
 `benchmarks/accuracy/results/`; each run says its commit, day and machine. The budgets are those of a CPU: minutes a
 row, from the same float weights, with the same schedule for every row. They compare rules; they are not the accuracy
 that a full training reaches. The image layer and the prediction layers have 8 bits in every row."""
+
+
+SUMMARY = ('float', 'gdrq-w4a4', 'gdrq-w2a4', 'lsq-w2a4', 'brevitas-w2a4', 'minmax-w2a4')
+"""Rows that every task is summed up by."""
+
+
+def summary(root: Path) -> str:
+    """One line a task: its metric in float, and what the main rows lose."""
+    lines = []
+    for task, (title, metric) in TITLES.items():
+        values = metrics(list(load(task, root)), metric)
+        if not values['float']:
+            continue
+        reference = mean(values['float'])
+        lost = [
+            f'{mean(values[name]) - reference:+.2f} ({len(values[name])})' if values[name] else ''
+            for name in SUMMARY[1:]
+        ]
+        lines.append((title, metric, f'{reference:.2f} ({len(values["float"])})', *lost))
+    if not lines:
+        return ''
+    about = 'Difference to float after the same number of further steps, in points; in parentheses the number of seeds.'
+    return '\n\n'.join(['## Summary', about, table(('task', 'metric', *SUMMARY), lines)])
+
+
+def metrics(runs: list[dict], metric: str) -> dict[str, list[float]]:
+    """The metric of every run of every row."""
+    return {row.name: [run[metric] for run in runs if run['row'] == row.name] for row in ROWS}
 
 
 def distribution(root: Path) -> str:
@@ -117,7 +145,7 @@ def section(task: str, title: str, metric: str, root: Path) -> str:
     runs = list(load(task, root))
     if not runs:
         return f'## {title}\n\nNot measured yet: `python benchmarks/accuracy/run.py {task}`.'
-    values = {row.name: [run[metric] for run in runs if run['row'] == row.name] for row in ROWS}
+    values = metrics(runs, metric)
     reference = mean(values['float']) if values['float'] else None
     parts = [f'## {title}', f'{runs[0]["budget"]}. {metric} in percent.']
     for group, name in GROUPS.items():
