@@ -20,6 +20,8 @@
 
 #define BLOCK 8192
 #define INSIDE 128
+#define LANES 16                     /* words that a checksum adds at once */
+#define FACTOR 0x9e3779b97f4a7c15u   /* odd, its bits mixed */
 
 typedef struct {
     float step, offset, lowest, highest; /* values are (code + offset) * step; limits of the codes */
@@ -81,10 +83,11 @@ KERNEL void unpack_block(const uint8_t *restrict bits, uint64_t *restrict bytes,
     for (int64_t i = 0; i < n; i++) bytes[i] = bits[i] * 0x0101010101010101u & 0x8040201008040201u;
 }
 
-KERNEL void relu_block(float *restrict x, uint8_t *restrict positive, int64_t n) {
+KERNEL void relu_block(const float *x, float *result, uint8_t *restrict positive, int64_t n) {
+#pragma omp simd
     for (int64_t i = 0; i < n; i++) {
         positive[i] = !(x[i] <= 0); /* as torch, also for NaN */
-        x[i] = 0 > x[i] ? 0 : x[i];
+        result[i] = 0 > x[i] ? 0 : x[i];
     }
 }
 
@@ -98,6 +101,17 @@ KERNEL void clip_block(float *x, int64_t n, float bound) {
         float value = -bound > x[i] ? -bound : x[i];
         x[i] = bound < value ? bound : value;
     }
+}
+
+typedef uint64_t __attribute__((aligned(1), may_alias)) word;
+
+/* Sums, and sums of the sums so far, of every LANES-th word: they notice words that change places. */
+KERNEL void checksum_block(const word *x, int64_t n, uint64_t *restrict sums, uint64_t *restrict places) {
+    for (int64_t i = 0; i + LANES <= n; i += LANES)
+        for (int lane = 0; lane < LANES; lane++) {
+            sums[lane] += x[i + lane];
+            places[lane] += sums[lane];
+        }
 }
 
 static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
@@ -143,6 +157,17 @@ void mmgdrq_statistic(const float *x, double *statistic, int64_t n, int threads)
     statistic[1] = count;
 }
 
+/* A number that changes when any of the bytes changes, but for one chance in 2^64 or so. */
+void mmgdrq_checksum(const uint8_t *bytes, uint64_t *result, int64_t n, int threads) {
+    uint64_t sums[LANES] = {0}, places[LANES] = {0}, total = (uint64_t)n;
+    int64_t words = n / 8 / LANES * LANES;
+    (void)threads; /* a weight is small */
+    checksum_block((const word *)bytes, words, sums, places);
+    for (int lane = 0; lane < LANES; lane++) total = (total * FACTOR + sums[lane]) * FACTOR + places[lane];
+    for (int64_t i = words * 8; i < n; i++) total = total * FACTOR + bytes[i];
+    *result = total;
+}
+
 /* One step a row. */
 void mmgdrq_encode_rows(const float *x, const float *steps, float *values, int64_t rows, int64_t columns, float lowest,
                         float highest, float offset, int threads) {
@@ -186,14 +211,14 @@ void mmgdrq_mask(float *grad, const uint8_t *codes, int64_t n, int shift, int th
     for (int64_t i = 0; i < n; i += BLOCK) mask_block(grad + i, codes + i, least(BLOCK, n - i), shift);
 }
 
-/* max(x, 0) in place; positive receives x > 0, one bit an element. */
-void mmgdrq_relu(float *x, uint8_t *positive, int64_t n, int threads) {
+/* result = max(x, 0), which may be x itself; positive receives x > 0, one bit an element. */
+void mmgdrq_relu(const float *x, float *result, uint8_t *positive, int64_t n, int threads) {
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int64_t i = 0; i < n; i += BLOCK) {
         uint64_t bytes[BLOCK / 8];
         int64_t m = least(BLOCK, n - i);
         bytes[(m - 1) / 8] = 0;
-        relu_block(x + i, (uint8_t *)bytes, m);
+        relu_block(x + i, result + i, (uint8_t *)bytes, m);
         pack_block(bytes, positive + i / 8, (m + 7) / 8);
     }
 }

@@ -22,8 +22,9 @@ _SIGNATURES = {
     'sum_rows': [_POINTER, _POINTER, _LONG, _LONG, _INT],
     'decode': [_POINTER] * 3 + [_LONG, _LONG, _INT, _INT, _INT],
     'mask': [_POINTER, _POINTER, _LONG, _INT, _INT],
-    'relu': [_POINTER, _POINTER, _LONG, _INT],
+    'relu': [_POINTER] * 3 + [_LONG, _INT],
     'relu_backward': [_POINTER] * 3 + [_LONG, _INT],
+    'checksum': [_POINTER, _POINTER, _LONG, _INT],
     'clip_rows': [_POINTER, _POINTER, _LONG, _LONG, _FLOAT, _INT],
 }
 
@@ -123,15 +124,23 @@ def clip_rows(weight: Tensor, bounds: Optional[Tensor], k: float) -> None:
     increment_version(weight)
 
 
-def relu(x: Tensor, positive: Tensor) -> None:
-    """``max(x, 0)`` in place; ``positive`` receives one bit an element."""
-    _call('relu', x, positive, x.numel())
-    increment_version(x)
+def relu(x: Tensor, result: Tensor, positive: Tensor) -> None:
+    """``result = max(x, 0)``, which may be ``x`` itself; ``positive`` receives one bit an element."""
+    _call('relu', x, result, positive, x.numel())
+    if result is x:
+        increment_version(x)
 
 
 def relu_backward(grad: Tensor, positive: Tensor, result: Tensor) -> None:
     """``result = grad`` where the bit is set, else 0."""
     _call('relu_backward', grad, positive, result, grad.numel())
+
+
+def checksum(x: Tensor) -> int:
+    """A number that depends on every bit of a dense tensor of any dtype, and on its place."""
+    result = ctypes.c_uint64()
+    _call('checksum', x, ctypes.addressof(result), x.numel() * x.element_size())
+    return result.value
 
 
 def _rows(weight: Tensor) -> tuple[int, int]:
