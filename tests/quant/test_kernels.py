@@ -146,6 +146,22 @@ def test_relu_equals_torch(kernels, shape, inplace):
     assert torch.equal(one.grad, two.grad)
 
 
+@pytest.mark.skipif(not native.built(), reason='kernels are not built')
+@pytest.mark.parametrize('count', [1, 31, 32, 1000])
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
+def test_a_checksum_depends_on_every_element_and_its_place(count, dtype):
+    x = torch.randn(count).to(dtype)
+    sums = {native.checksum(x)}
+    assert native.checksum(x.clone()) in sums
+    for i in range(0, count, 7):
+        changed = x.clone()
+        changed[i] += 1
+        sums.add(native.checksum(changed))
+    assert len(sums) == 1 + len(range(0, count, 7))
+    if count > 1:
+        assert native.checksum(x.flip(0)) not in sums
+
+
 INTERPRETED = """
 import torch
 from mmgdrq.quant import WeightSpec, backend, encode_activation, encode_weight, encode_weight_by_rule, triton_kernels
