@@ -28,14 +28,12 @@ from ..quant import (
     weight_range,
     weight_step,
 )
-from ..quant.spec import GRIDS
+from ..quant.spec import GRIDS, MEAN_RULES
 from .cache import WeightCache
 
 FLOAT, CLIP, QUANTIZE = 'float', 'clip', 'quantize'
 """What a quantizer does: nothing, Scale-Clip without rounding (activations only), or quantize."""
 
-MEAN_RULES = ('mean', 'active_mean')
-"""Ranges whose statistic is a by-product of quantizing."""
 LEARNED_FLOOR = 1e-8
 """Smallest learned range; below the floor of a step it would get no gradient any more."""
 
@@ -220,7 +218,7 @@ class ActivationQuantizer(_Quantizer):
         observing = self._is_observing()
         at_once = (
             encode and observing and not self.is_fresh() and self.mode == QUANTIZE and self.spec.range in MEAN_RULES
-        )
+        )  # the statistic is a by-product of quantizing
         if observing and not at_once:
             self.observe(x)
         if not self.is_ready():
@@ -241,7 +239,8 @@ class ActivationQuantizer(_Quantizer):
     def _encode(self, x: Tensor, levels: int, limits: tuple[int, int], keep: bool, observing: bool) -> Encoded:
         statistic = torch.empty(2, dtype=torch.float64, device=x.device) if observing else None
         threshold = self.threshold.detach()
-        encoded = encode_activation(x, threshold, levels, limits, 'input', keep, x.requires_grad, statistic)
+        powers = self.spec.range == 'lehmer'
+        encoded = encode_activation(x, threshold, levels, limits, 'input', keep, x.requires_grad, statistic, powers)
         if observing:
             if self.spec.range == 'mean':
                 statistic[1] = x.numel()
@@ -382,7 +381,7 @@ def step_thresholds(quantizers: Sequence[ActivationQuantizer]) -> None:
 def _step_alike(quantizers: list[ActivationQuantizer]) -> None:
     spec, signed, _ = quantizers[0].rule()
     total, count, _ = torch.stack([q.pending for q in quantizers]).unbind(1)
-    new = threshold_of(total / count.clamp(min=1), spec, signed)
+    new = threshold_of(total / torch.where(count > 0, count, 1.0), spec, signed)
     old = torch.stack([q.threshold for q in quantizers])
     usable = (count > 0) & torch.isfinite(new)
     steps = torch.where(usable, (new - old) * spec.momentum, 0.0)

@@ -17,7 +17,7 @@ from .fake_quant import MIN_STEP, clip_bounds, round_to_codes_, step_of
 from .ranges import weight_range, weight_step
 from .scratch import dense, take
 from .spec import WeightSpec
-from .statistics import sum_and_count
+from .statistics import power_sums, sum_and_count
 
 INSIDE = 128
 """Bit of a code that marks an element inside the range."""
@@ -224,6 +224,7 @@ def encode_activation(
     keep: bool = True,
     masked: bool = True,
     statistic: Optional[Tensor] = None,
+    powers: bool = False,
 ) -> Encoded:
     """Fake-quantize an activation; the values are in the scratch memory ``slot``.
 
@@ -235,15 +236,17 @@ def encode_activation(
         slot: scratch memory for the values.
         keep: whether there will be a backward pass.
         masked: whether it will ask for the gradient of ``x``.
-        statistic: float64, shape ``(2,)``; receives :func:`~mmgdrq.quant.statistics.sum_and_count` of ``x``.
+        statistic: float64, shape ``(2,)``; receives :func:`~mmgdrq.quant.statistics.sum_and_count` of ``x``,
+            or its :func:`~mmgdrq.quant.statistics.power_sums`.
+        powers: which of them.
     """
     x = dense(x.detach())
     if kernels := kernels_for(x):
-        return _encode_by(kernels, x, threshold, levels, limits, slot, keep, masked, statistic)
+        return _encode_by(kernels, x, threshold, levels, limits, slot, keep, masked, statistic, powers)
     x = x.float()
     values = take(slot, x, torch.float32)
     if statistic is not None:
-        statistic.copy_(sum_and_count(x))
+        statistic.copy_((power_sums if powers else sum_and_count)(x))
     step = step_of(threshold, levels)
     torch.div(x, step, out=values).round_().clamp_(*limits)
     if not keep:
@@ -260,14 +263,14 @@ def encode_activation(
     return Encoded(values, codes)
 
 
-def _encode_by(kernels, x, threshold, levels, limits, slot, keep, masked, statistic) -> Encoded:
+def _encode_by(kernels, x, threshold, levels, limits, slot, keep, masked, statistic, powers) -> Encoded:
     low, high = limits
     values = take(slot, x, x.dtype)
     flagged = masked and high - low < INSIDE
     stored = torch.empty_like(x, dtype=torch.uint8) if keep else None
     inside = torch.empty_like(x, dtype=torch.uint8) if keep and masked and not flagged else None
     step = threshold.new_empty(()) if keep else None
-    rule = (threshold, levels, MIN_STEP, limits, flagged)
+    rule = (threshold, levels, MIN_STEP, limits, flagged, powers)
     kernels.encode(x, values, stored, inside, statistic, step, *rule)
     return Encoded(values, Codes(stored, step, low, inside, flagged) if keep else None)
 

@@ -5,6 +5,7 @@
  * -ffast-math and with -ffp-contract=off. Loops are distributed over torch's own OpenMP threads.
  */
 
+#include <float.h>
 #include <math.h>
 #include <stdint.h>
 
@@ -20,6 +21,8 @@
 
 #define BLOCK 8192
 #define INSIDE 128
+#define FAR 1e6f                     /* in units of a threshold: what lies beyond does not overflow its cube */
+#define TINY 1e-30f
 #define LANES 16                     /* words that a checksum adds at once */
 #define FACTOR 0x9e3779b97f4a7c15u   /* odd, its bits mixed */
 
@@ -63,6 +66,21 @@ KERNEL void sum_block(const float *restrict x, int64_t n, double *sum, double *c
     }
     *sum += total;
     *count += nonzero;
+}
+
+/* Sums of |x / unit|^3 and (x / unit)^2; NaN and Inf stay what they are. */
+KERNEL void power_block(const float *restrict x, int64_t n, float scale, double *cubes, double *squares) {
+    float cubed = 0, squared = 0;
+#pragma omp simd reduction(+ : cubed, squared)
+    for (int64_t i = 0; i < n; i++) {
+        float size = fabsf(x[i] * scale);
+        size = (size > FAR) & (size <= FLT_MAX) ? FAR : size;
+        float square = size * size;
+        squared += square;
+        cubed += square * size;
+    }
+    *cubes += cubed;
+    *squares += squared;
 }
 
 KERNEL void decode_block(const uint8_t *restrict codes, float *restrict values, int64_t n, float step, int32_t lowest,
@@ -127,34 +145,53 @@ static float step_of(float range, float levels, float floor) {
     return step < floor ? floor : step;
 }
 
-/* codes, inside, statistic and step may be NULL; statistic receives sum|x| and the number of nonzero elements. */
+/* Inverse of a unit that is rounded down to a power of two, so that scaling by it rounds nothing. */
+static float scale_of(float unit) {
+    union { float value; uint32_t bits; } power = {unit < TINY ? TINY : unit};
+    power.bits &= 0x7f800000u;
+    return 1 / power.value;
+}
+
+/* One block of a statistic: sum|x| and the number of nonzero elements, or sum|x / unit|^3 and sum(x / unit)^2. */
+static void add_block(const float *x, int64_t n, float scale, int powers, double *total, double *weight) {
+    if (powers)
+        power_block(x, n, scale, total, weight);
+    else
+        sum_block(x, n, total, weight);
+}
+
+static void store(double *statistic, double total, double weight, float scale, int powers) {
+    double unit = powers ? 1 / (double)scale : 1;
+    statistic[0] = total * (powers ? unit * unit * unit : 1);
+    statistic[1] = weight * unit * unit;
+}
+
+/* codes, inside, statistic and step may be NULL. */
 void mmgdrq_encode(const float *x, float *values, uint8_t *codes, uint8_t *inside, double *statistic, float *step,
                    int64_t n, float threshold, float levels, float floor, float lowest, float highest, int flagged,
-                   int threads) {
+                   int powers, int threads) {
     grid g = {step_of(threshold, levels, floor), 0, lowest, highest, lowest < 0 ? -threshold : 0, threshold, flagged};
-    double sum = 0, count = 0;
-#pragma omp parallel for num_threads(threads) reduction(+ : sum, count) schedule(static)
+    double total = 0, weight = 0;
+    float scale = scale_of(threshold);
+#pragma omp parallel for num_threads(threads) reduction(+ : total, weight) schedule(static)
     for (int64_t i = 0; i < n; i += BLOCK) {
         int64_t m = least(BLOCK, n - i);
-        if (statistic) sum_block(x + i, m, &sum, &count);
+        if (statistic) add_block(x + i, m, scale, powers, &total, &weight);
         if (codes)
             encode_block(x + i, values + i, codes + i, inside ? inside + i : 0, m, g);
         else
             quantize_block(x + i, values + i, m, g);
     }
     if (step) *step = g.step;
-    if (statistic) {
-        statistic[0] = sum;
-        statistic[1] = count;
-    }
+    if (statistic) store(statistic, total, weight, scale, powers);
 }
 
-void mmgdrq_statistic(const float *x, double *statistic, int64_t n, int threads) {
-    double sum = 0, count = 0;
-#pragma omp parallel for num_threads(threads) reduction(+ : sum, count) schedule(static)
-    for (int64_t i = 0; i < n; i += BLOCK) sum_block(x + i, least(BLOCK, n - i), &sum, &count);
-    statistic[0] = sum;
-    statistic[1] = count;
+void mmgdrq_statistic(const float *x, double *statistic, int64_t n, float unit, int powers, int threads) {
+    double total = 0, weight = 0;
+    float scale = scale_of(unit);
+#pragma omp parallel for num_threads(threads) reduction(+ : total, weight) schedule(static)
+    for (int64_t i = 0; i < n; i += BLOCK) add_block(x + i, least(BLOCK, n - i), scale, powers, &total, &weight);
+    store(statistic, total, weight, scale, powers);
 }
 
 /* A number that changes when any of the bytes changes, but for one chance in 2^64 or so. */

@@ -15,8 +15,8 @@ from torch.autograd.graph import increment_version
 _FLOAT, _INT, _LONG, _POINTER = ctypes.c_float, ctypes.c_int, ctypes.c_int64, ctypes.c_void_p
 
 _SIGNATURES = {
-    'encode': [_POINTER] * 6 + [_LONG] + [_FLOAT] * 5 + [_INT, _INT],
-    'statistic': [_POINTER, _POINTER, _LONG, _INT],
+    'encode': [_POINTER] * 6 + [_LONG] + [_FLOAT] * 5 + [_INT, _INT, _INT],
+    'statistic': [_POINTER, _POINTER, _LONG, _FLOAT, _INT, _INT],
     'encode_rows': [_POINTER] * 3 + [_LONG, _LONG] + [_FLOAT] * 3 + [_INT],
     'encode_mean_rows': [_POINTER] * 3 + [_LONG, _LONG] + [_FLOAT] * 6 + [_INT],
     'sum_rows': [_POINTER, _POINTER, _LONG, _LONG, _INT],
@@ -72,6 +72,7 @@ def encode(
     floor: float,
     limits: tuple[int, int],
     flagged: bool,
+    powers: bool = False,
 ) -> None:
     """Fake-quantize an activation; what is None is not written.
 
@@ -82,8 +83,9 @@ def encode(
         inside: receives 1 where ``x`` was not clipped, else 0.
         statistic: float64, receives sum|x| and the number of nonzero elements.
         step: receives ``max(threshold / levels, floor)``.
+        powers: ``statistic`` receives sum|x|^3 and sum(x^2) instead.
     """
-    numbers = (x.numel(), threshold.item(), levels, floor, *limits, flagged)
+    numbers = (x.numel(), threshold.item(), levels, floor, *limits, flagged, powers)
     _call('encode', x, values, stored, inside, statistic, step, *numbers)
 
 
@@ -110,7 +112,12 @@ def mask(grad: Tensor, stored: Tensor, shift: int) -> None:
 
 def statistic(x: Tensor, result: Tensor) -> None:
     """sum|x| and the number of nonzero elements, float64."""
-    _call('statistic', x, result, x.numel())
+    _call('statistic', x, result, x.numel(), 1.0, False)
+
+
+def power_sums(x: Tensor, result: Tensor, unit: float) -> None:
+    """sum|x|^3 and sum(x^2), float64; ``unit`` is a magnitude that is typical of ``x``."""
+    _call('statistic', x, result, x.numel(), unit, True)
 
 
 def sum_rows(weight: Tensor, sums: Tensor) -> None:
