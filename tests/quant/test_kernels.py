@@ -110,7 +110,7 @@ def test_weight_codes_are_the_plain_values(kernels, layout, spec, group_size):
     assert torch.equal(encode_weight_by_rule(weight, spec, 'weight').values, again)
 
 
-@pytest.mark.parametrize('rule', ['mean', 'active_mean', 'minmax'])
+@pytest.mark.parametrize('rule', ['mean', 'active_mean', 'lehmer', 'minmax'])
 @pytest.mark.parametrize('shape', [(1,), (8191,), (8193,), (3, 4, 50, 50)])
 def test_statistics(kernels, rule, shape):
     x = torch.randn(shape).relu() - 0.1 * (torch.rand(shape) > 0.8)
