@@ -91,7 +91,7 @@ def make_model(name: str) -> nn.Module:
     return Classifier(name) if name in CLASSIFIERS else Detector(name)
 
 
-def _gdrq(stage: str = 'quantize', weight: str = 'mean', activation: str = 'active_mean', **execution) -> Callable:
+def _gdrq(stage: str = 'quantize', weight: str = 'mean', activation: str = 'lehmer', **execution) -> Callable:
     def build(model: nn.Module, batch: tuple) -> nn.Module:
         mmgdrq.quantize(model.net, dict(bits=2, range=weight), dict(bits=4, range=activation), stage=stage)
         set_execution(model.net, **execution)

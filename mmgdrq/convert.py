@@ -6,7 +6,15 @@ from typing import Any, Callable, Optional
 from torch import nn
 
 from .errors import CheckpointError, ConfigError
-from .layers import call_projections, is_quantized, let_parents_read, manage, quantize_layer, replacements
+from .layers import (
+    call_projections,
+    is_quantized,
+    let_parents_read,
+    manage,
+    quantize_layer,
+    replacements,
+    set_lean_relu,
+)
 from .policy import Plan, make_plan
 from .stages import BUFFER, init_stage
 
@@ -59,6 +67,7 @@ def quantize(
         quantize_layer(modules[row.name], found[row.name].cls, row.weight, row.activation, row.name)
     call_projections(model)
     let_parents_read(model)
+    set_lean_relu(model)
     prepare(model, plan, stage, follow_checkpoint)
     return model
 

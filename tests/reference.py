@@ -94,8 +94,10 @@ def scale_clip(weight: np.ndarray, k: float, group_size: int) -> np.ndarray:
 
 
 def statistic(calls: list, rule: str) -> float:
-    """Pooled statistic of all calls of an iteration: mean|A|, mean of the non-zero |A|, or max|A|."""
+    """Pooled statistic of all calls of an iteration: mean|A|, mean of the non-zero |A|, Lehmer mean, or max|A|."""
     values = np.abs(np.concatenate([np.asarray(call, np.float64).ravel() for call in calls]))
+    if rule == 'lehmer':
+        return float((values**3).sum() / (values**2).sum())
     if rule == 'active_mean':
         values = values[values != 0]
     return float(values.max() if rule == 'minmax' else values.mean())

@@ -96,6 +96,7 @@ def worker(rank: int, port: int, folder: str) -> None:
 JOBS = {
     'mean': (dict(activation=dict(range='mean')), 'alike'),
     'active_mean': (dict(activation=dict(range='active_mean')), 'alike'),
+    'lehmer': (dict(activation=dict(range='lehmer')), 'alike'),
     'minmax': (dict(weight=dict(range='search'), activation=dict(range='minmax')), 'alike'),
     'unlike': (dict(), 'unlike'),
     'one signed': (dict(), 'one signed'),

@@ -78,6 +78,8 @@ def distribution(root: Path) -> str:
         parts.append(_figure5(runs['figure5']))
     if 'network' in runs:
         parts.append(_network(runs['network']))
+    if 'thresholds' in runs:
+        parts.append(_thresholds(runs['thresholds']))
     if 'projection' in runs:
         parts.append(_projection(runs['projection']))
     return '\n\n'.join(parts) if runs else ''
@@ -118,6 +120,31 @@ def _network(run: dict) -> str:
             f'`python benchmarks/accuracy/distribution.py --config ... --before ... --after ...`, {stamp([run])}',
         ]
     )  # fmt: skip
+
+
+def _thresholds(run: dict) -> str:
+    about = (
+        f'Thresholds of the inputs of a trained detector (`{run["config"]}`), layers below 8 bits: k is the threshold '
+        'of the least squared error in units of a statistic of the input, mean over the layers. A rule with one k for '
+        'all layers needs a small variation (standard deviation / mean). `lehmer` is the default.'
+    )
+    rows = [
+        (
+            r['statistic'],
+            'signed' if r['signed'] else 'unsigned',
+            str(r['layers']),
+            f'{r["k"]:.2f}',
+            f'{r["variation"]:.3f}',
+        )
+        for r in run['rows']
+    ]
+    return '\n\n'.join(
+        [
+            about,
+            table(('statistic', 'grid', 'layers', 'k', 'variation of k'), rows),
+            f'`python benchmarks/accuracy/thresholds.py CONFIG CHECKPOINT`, {stamp([run])}',
+        ]
+    )
 
 
 def _projection(run: dict) -> str:

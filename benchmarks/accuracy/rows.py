@@ -87,8 +87,9 @@ ROWS = (
     Row('mean-input-k5-w2a4', 'T = 5 mean|A|', quant=_w2(range='mean', k=5.0)),
     Row('mean-input-k12-w2a4', 'T = 12 mean|A|', quant=_w2(range='mean', k=12.0)),
     Row('search-input-w2a4', 'input ranges by search (p = 2)', quant=_w2(range='search')),
-    Row('active-k3-w2a4', 'T = 3 mean of the non-zero |A|', quant=_w2(k=3.0)),
-    Row('active-k4-w2a4', 'T = 4 mean of the non-zero |A|', quant=_w2(k=4.0)),
+    Row('active-mean-input-w2a4', 'T = 5 mean of the non-zero |A|', quant=_w2(range='active_mean', k=5.0)),
+    Row('lehmer-k1.5-w2a4', 'T = 1.5 sum|A|^3 / sum(A^2)', quant=_w2(k=1.5)),
+    Row('lehmer-k2.2-w2a4', 'T = 2.2 sum|A|^3 / sum(A^2)', quant=_w2(k=2.2)),
 )  # fmt: skip
 
 

@@ -5,7 +5,8 @@ from typing import Callable, Optional
 import torch
 from torch import Tensor
 
-from ..quant import Encoded
+from ..quant import Encoded, native
+from ..quant.scratch import dense
 
 
 class WeightCache:
@@ -72,13 +73,10 @@ def _key(weight: Tensor) -> Optional[tuple]:
     return weight.data_ptr(), weight._version, weight.shape, weight.dtype
 
 
-def _checksum(tensor: Tensor) -> tuple[int, int]:
-    """Sum of the bytes of a CPU tensor as 64-bit integers, and the last bytes: one pass, without a copy."""
-    data = tensor.detach()
-    if not (data.is_contiguous() or data.is_contiguous(memory_format=torch.channels_last)):
-        data = data.contiguous()
-    flat = data.as_strided((data.numel(),), (1,)).view(torch.uint8)
-    if flat.storage_offset() % 8:  # part of a larger tensor, not aligned
-        flat = flat.clone()
-    whole = flat.numel() // 8 * 8
-    return flat[:whole].view(torch.int64).sum().item(), sum(flat[whole:].tolist())
+def _checksum(tensor: Tensor) -> tuple[int, ...]:
+    """Numbers that depend on every bit of a CPU tensor and on its place: one pass, without a copy."""
+    data = dense(tensor.detach())
+    if native.built():
+        return (native.checksum(data),)
+    flat = data.as_strided((data.numel(),), (1,)).view(torch.uint8).long()
+    return flat.sum().item(), flat.mul_(torch.arange(1, flat.numel() + 1)).sum().item()

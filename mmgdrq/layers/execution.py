@@ -26,7 +26,7 @@ class Execution:
     codes: bool = True
     cache: bool = True
     kernels: bool = True
-    lean_relu: bool = False
+    lean_relu: bool = True
 
 
 def set_execution(model: nn.Module, **switches: Any) -> Execution:
@@ -39,8 +39,8 @@ def set_execution(model: nn.Module, **switches: Any) -> Execution:
     Raises:
         ConfigError: an unknown switch, or a value that is not a bool.
 
-    >>> set_execution(nn.Sequential(nn.ReLU()), lean_relu=True)
-    Execution(codes=True, cache=True, kernels=True, lean_relu=True)
+    >>> set_execution(nn.Sequential(nn.ReLU()), lean_relu=False)
+    Execution(codes=True, cache=True, kernels=True, lean_relu=False)
     """
     valid = [field.name for field in fields(Execution)]
     for key, value in switches.items():

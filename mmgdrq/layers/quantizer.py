@@ -14,6 +14,9 @@ from ..quant import (
     clip_activation,
     collect,
     encode_activation,
+    encode_clipped,
+    encode_learned_activation,
+    encode_learned_weight,
     encode_weight,
     encode_weight_by_rule,
     fake_quantize_activation,
@@ -25,14 +28,12 @@ from ..quant import (
     weight_range,
     weight_step,
 )
-from ..quant.spec import GRIDS
+from ..quant.spec import GRIDS, MEAN_RULES
 from .cache import WeightCache
 
 FLOAT, CLIP, QUANTIZE = 'float', 'clip', 'quantize'
 """What a quantizer does: nothing, Scale-Clip without rounding (activations only), or quantize."""
 
-MEAN_RULES = ('mean', 'active_mean')
-"""Ranges whose statistic is a by-product of quantizing."""
 LEARNED_FLOOR = 1e-8
 """Smallest learned range; below the floor of a step it would get no gradient any more."""
 
@@ -98,12 +99,13 @@ class WeightQuantizer(_Quantizer):
 
         Args:
             weight: shape ``(O, ...)``.
-            encode: where the gradient of the weight does not depend on how it was quantized, return an operand
-                for :mod:`mmgdrq.quant.operators` instead.
+            encode: return an operand for :mod:`mmgdrq.quant.operators` instead.
         """
         if self.mode == FLOAT:
             return weight
-        if encode and self.spec.range != 'learned':
+        if encode and self.spec.range == 'learned':
+            return self._learned(weight, True)
+        if encode:
             with torch.no_grad():
                 return self.cache.operand(weight, self._encode)
         if not self.training and not torch.is_grad_enabled():
@@ -117,13 +119,20 @@ class WeightQuantizer(_Quantizer):
         return encode_weight(weight, step, self.spec.code_limits, 'weight', self.spec.offset)
 
     def _fake_quantize(self, weight: Tensor) -> Tensor:
-        step = weight_step(weight, self.range_of(weight), self.spec)
         if self.spec.range == 'learned':
-            # the filters of a group share one step, so its gradient counts the elements of all of them
-            shared = weight.numel() / self.alpha.numel()
-            scale = (shared * max(self.spec.code_limits[1], 1)) ** -0.5
-            return fake_quantize_learned(weight, step, self.spec.code_limits, scale, self.spec.offset)
+            return self._learned(weight, False)
+        step = weight_step(weight, self.range_of(weight), self.spec)
         return fake_quantize_weight(weight, step, self.spec.code_limits, self.spec.offset)
+
+    def _learned(self, weight: Tensor, encode: bool) -> Union[Tensor, Encoded]:
+        step = weight_step(weight, self.range_of(weight), self.spec)
+        # the filters of a group share one step, so its gradient counts the elements of all of them
+        shared = weight.numel() / self.alpha.numel()
+        scale = (shared * max(self.spec.code_limits[1], 1)) ** -0.5
+        values = fake_quantize_learned(weight, step, self.spec.code_limits, scale, self.spec.offset)
+        if not encode:
+            return values
+        return encode_learned_weight(values, weight, step, self.spec.code_limits, self.spec.offset)
 
     def range_of(self, weight: Tensor) -> Tensor:
         """Range alpha of every group, shape ``(G,)``."""
@@ -202,25 +211,26 @@ class ActivationQuantizer(_Quantizer):
 
         Args:
             x: any shape.
-            encode: where ``x`` is rounded to a range without gradient, return an operand for
-                :mod:`mmgdrq.quant.operators` instead.
+            encode: return an operand for :mod:`mmgdrq.quant.operators` instead.
         """
         if self.mode == FLOAT or x.numel() == 0:
             return x
         observing = self._is_observing()
         at_once = (
             encode and observing and not self.is_fresh() and self.mode == QUANTIZE and self.spec.range in MEAN_RULES
-        )
+        )  # the statistic is a by-product of quantizing
         if observing and not at_once:
             self.observe(x)
         if not self.is_ready():
             return self._without_range(x)
         self._keep_positive(self.threshold)
         if self.mode == CLIP:
-            return clip_activation(x, self.threshold.detach(), self._signed)
+            return (encode_clipped if encode else clip_activation)(x, self.threshold.detach(), self._signed)
         levels, limits = self.spec.levels(self._signed), self.spec.code_limits(self._signed)
-        if self.spec.range == 'learned':
-            return fake_quantize_learned(x, step_of(self.threshold, levels), limits)
+        if self.spec.range == 'learned' and (torch.is_grad_enabled() or not encode):
+            step = step_of(self.threshold, levels)
+            values = fake_quantize_learned(x, step, limits)
+            return encode_learned_activation(values, x, step, limits) if encode else values
         if encode:
             return self._encode(x, levels, limits, torch.is_grad_enabled(), at_once)
         return fake_quantize_activation(x, self.threshold, levels, limits)
@@ -229,7 +239,8 @@ class ActivationQuantizer(_Quantizer):
     def _encode(self, x: Tensor, levels: int, limits: tuple[int, int], keep: bool, observing: bool) -> Encoded:
         statistic = torch.empty(2, dtype=torch.float64, device=x.device) if observing else None
         threshold = self.threshold.detach()
-        encoded = encode_activation(x, threshold, levels, limits, 'input', keep, x.requires_grad, statistic)
+        powers = self.spec.range == 'lehmer'
+        encoded = encode_activation(x, threshold, levels, limits, 'input', keep, x.requires_grad, statistic, powers)
         if observing:
             if self.spec.range == 'mean':
                 statistic[1] = x.numel()
@@ -370,7 +381,7 @@ def step_thresholds(quantizers: Sequence[ActivationQuantizer]) -> None:
 def _step_alike(quantizers: list[ActivationQuantizer]) -> None:
     spec, signed, _ = quantizers[0].rule()
     total, count, _ = torch.stack([q.pending for q in quantizers]).unbind(1)
-    new = threshold_of(total / count.clamp(min=1), spec, signed)
+    new = threshold_of(total / torch.where(count > 0, count, 1.0), spec, signed)
     old = torch.stack([q.threshold for q in quantizers])
     usable = (count > 0) & torch.isfinite(new)
     steps = torch.where(usable, (new - old) * spec.momentum, 0.0)

@@ -1,6 +1,15 @@
 """The maths of GDRQ as pure functions: torch only, no state."""
 
-from .codes import Codes, Encoded, encode_activation, encode_weight, encode_weight_by_rule
+from .codes import (
+    Codes,
+    Encoded,
+    encode_activation,
+    encode_clipped,
+    encode_learned_activation,
+    encode_learned_weight,
+    encode_weight,
+    encode_weight_by_rule,
+)
 from .fake_quant import (
     clip_activation,
     dequantize,
@@ -29,6 +38,9 @@ __all__ = [
     'conv2d',
     'dequantize',
     'encode_activation',
+    'encode_clipped',
+    'encode_learned_activation',
+    'encode_learned_weight',
     'encode_weight',
     'encode_weight_by_rule',
     'fake_quantize_activation',

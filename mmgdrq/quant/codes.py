@@ -1,4 +1,4 @@
-"""Quantized inputs as one byte an element, and weights as their steps: what a layer keeps for its backward pass.
+"""What a layer keeps of its quantized operands for its backward pass: codes of one byte, or how to quantize again.
 
 ``Codes.values()`` is bit for bit what ``fake_quantize_*`` returns, and ``Codes.mask_`` is its gradient.
 
@@ -7,24 +7,39 @@ lay inside the range, so that its gradient passes. 8-bit codes leave no bit over
 """
 
 from dataclasses import dataclass
-from typing import Optional, Union
+from typing import ClassVar, Optional
 
 import torch
 from torch import Tensor
 
 from .backend import kernels_for
-from .fake_quant import MIN_STEP, round_to_codes_, step_of
+from .fake_quant import MIN_STEP, clip_bounds, round_to_codes_, step_of
 from .ranges import weight_range, weight_step
 from .scratch import dense, take
 from .spec import WeightSpec
-from .statistics import sum_and_count
+from .statistics import power_sums, sum_and_count
 
 INSIDE = 128
 """Bit of a code that marks an element inside the range."""
 
 
+class Kept:
+    """A quantized operand as its layer keeps it; a subclass is a dataclass that can restore the values."""
+
+    tensors: ClassVar[tuple[str, ...]]
+    """Fields that autograd keeps."""
+
+    def values(self, slot: str) -> Tensor:
+        """The fake-quantized values, in the scratch memory ``slot``."""
+        raise NotImplementedError
+
+    def mask_(self, grad: Tensor) -> Tensor:
+        """Set the gradient to zero, in place, where the forward pass clipped; here autograd does that elsewhere."""
+        return grad
+
+
 @dataclass
-class Codes:
+class Codes(Kept):
     """A quantized tensor.
 
     Attributes:
@@ -40,9 +55,9 @@ class Codes:
     lowest: int
     inside: Optional[Tensor] = None
     flagged: bool = False
+    tensors = ('stored', 'step', 'inside')
 
     def values(self, slot: str) -> Tensor:
-        """Dequantize, float32, into the scratch memory ``slot``."""
         stored = self.stored
         result = take(slot, stored, torch.float32)
         if kernels := kernels_for(result):
@@ -56,7 +71,6 @@ class Codes:
         return result.copy_(stored).mul_(self.step)
 
     def mask_(self, grad: Tensor) -> Tensor:
-        """Set the gradient to zero, in place, where the forward pass clipped."""
         inside = self.inside
         if inside is None and not self.flagged:
             return grad
@@ -71,7 +85,7 @@ class Codes:
 
 
 @dataclass
-class Requantized:
+class Requantized(Kept):
     """A quantized weight, which the backward pass quantizes again: the weight itself is there anyway.
 
     Attributes:
@@ -85,10 +99,48 @@ class Requantized:
     step: Tensor
     limits: tuple[int, int]
     offset: float = 0.0
+    tensors = ('weight', 'step')
 
     def values(self, slot: str) -> Tensor:
-        """Fake-quantize, into the scratch memory ``slot``."""
-        return _quantize_rows(dense(self.weight.detach()), self.step, self.limits, self.offset, slot)
+        return _quantize_rows(dense(self.weight), self.step, self.limits, self.offset, slot)
+
+
+@dataclass
+class Rounded(Kept):
+    """An activation that the backward pass quantizes again, because the gradient of its range needs it anyway.
+
+    Attributes:
+        x: float, any shape.
+        step: float32 scalar, not below the floor of a step.
+        limits: lowest and highest code.
+    """
+
+    x: Tensor
+    step: Tensor
+    limits: tuple[int, int]
+    tensors = ('x', 'step')
+
+    def values(self, slot: str) -> Tensor:
+        return encode_activation(self.x, self.step, 1, self.limits, slot, keep=False).values
+
+
+@dataclass
+class Clipped(Kept):
+    """An activation that the backward pass clips again.
+
+    Attributes:
+        x: float, any shape.
+        low, high: scalars of the dtype of ``x``.
+    """
+
+    x: Tensor
+    low: Tensor
+    high: Tensor
+    tensors = ('x', 'low', 'high')
+
+    def values(self, slot: str) -> Tensor:
+        x = dense(self.x)
+        return torch.clamp(x, self.low, self.high, out=take(slot, x, x.dtype))
 
 
 @dataclass
@@ -96,13 +148,15 @@ class Encoded:
     """A fake-quantized operand of a layer.
 
     Attributes:
-        values: float32 or the tensor's dtype, in scratch memory: valid until the next operand of its kind is
-            quantized.
+        values: float32 or the tensor's dtype; in scratch memory, valid until the next operand of its kind is
+            quantized, or ``source``.
         codes: what the backward pass needs; None where there will be none.
+        source: the tensor that the gradient belongs to, where that is not the operand of the float layer.
     """
 
     values: Tensor
-    codes: Union[Codes, Requantized, None]
+    codes: Optional[Kept]
+    source: Optional[Tensor] = None
 
 
 def encode_weight(weight: Tensor, step: Tensor, limits: tuple[int, int], slot: str, offset: float = 0.0) -> Encoded:
@@ -116,7 +170,27 @@ def encode_weight(weight: Tensor, step: Tensor, limits: tuple[int, int], slot: s
     """
     step = step.contiguous()
     values = _quantize_rows(dense(weight.detach()), step, limits, offset, slot)
-    return Encoded(values, Requantized(weight, step, limits, offset))
+    return Encoded(values, Requantized(weight.detach(), step, limits, offset))
+
+
+def encode_learned_weight(
+    values: Tensor, weight: Tensor, step: Tensor, limits: tuple[int, int], offset: float
+) -> Encoded:
+    """The result of :func:`~mmgdrq.quant.fake_quantize_learned` as an operand that keeps no copy of it."""
+    codes = Requantized(weight.detach(), step.detach().contiguous(), limits, offset)
+    return Encoded(values.detach(), codes, values)
+
+
+def encode_learned_activation(values: Tensor, x: Tensor, step: Tensor, limits: tuple[int, int]) -> Encoded:
+    """The same for an activation with its scalar step."""
+    return Encoded(values.detach(), Rounded(x.detach(), step.detach(), limits), values)
+
+
+def encode_clipped(x: Tensor, threshold: Tensor, signed: bool) -> Encoded:
+    """The result of :func:`~mmgdrq.quant.clip_activation` as an operand that keeps no copy of it."""
+    low, high = clip_bounds(threshold, signed, x.dtype)
+    values = x.clamp(low, high)
+    return Encoded(values.detach(), Clipped(x.detach(), low, high), values)
 
 
 def _quantize_rows(weight: Tensor, step: Tensor, limits: tuple[int, int], offset: float, slot: str) -> Tensor:
@@ -138,7 +212,7 @@ def encode_weight_by_rule(weight: Tensor, spec: WeightSpec, slot: str) -> Encode
     values = take(slot, flat, flat.dtype)
     step = torch.empty(flat.shape[0], *[1] * (flat.dim() - 1), dtype=torch.float32, device=flat.device)
     kernels.encode_mean_rows(flat, step, values, spec.code_limits, spec.offset, spec.multiplier, spec.levels, MIN_STEP)
-    return Encoded(values, Requantized(weight, step, spec.code_limits, spec.offset))
+    return Encoded(values, Requantized(flat, step, spec.code_limits, spec.offset))
 
 
 def encode_activation(
@@ -150,6 +224,7 @@ def encode_activation(
     keep: bool = True,
     masked: bool = True,
     statistic: Optional[Tensor] = None,
+    powers: bool = False,
 ) -> Encoded:
     """Fake-quantize an activation; the values are in the scratch memory ``slot``.
 
@@ -161,15 +236,17 @@ def encode_activation(
         slot: scratch memory for the values.
         keep: whether there will be a backward pass.
         masked: whether it will ask for the gradient of ``x``.
-        statistic: float64, shape ``(2,)``; receives :func:`~mmgdrq.quant.statistics.sum_and_count` of ``x``.
+        statistic: float64, shape ``(2,)``; receives :func:`~mmgdrq.quant.statistics.sum_and_count` of ``x``,
+            or its :func:`~mmgdrq.quant.statistics.power_sums`.
+        powers: which of them.
     """
     x = dense(x.detach())
     if kernels := kernels_for(x):
-        return _encode_by(kernels, x, threshold, levels, limits, slot, keep, masked, statistic)
+        return _encode_by(kernels, x, threshold, levels, limits, slot, keep, masked, statistic, powers)
     x = x.float()
     values = take(slot, x, torch.float32)
     if statistic is not None:
-        statistic.copy_(sum_and_count(x))
+        statistic.copy_((power_sums if powers else sum_and_count)(x))
     step = step_of(threshold, levels)
     torch.div(x, step, out=values).round_().clamp_(*limits)
     if not keep:
@@ -186,14 +263,14 @@ def encode_activation(
     return Encoded(values, codes)
 
 
-def _encode_by(kernels, x, threshold, levels, limits, slot, keep, masked, statistic) -> Encoded:
+def _encode_by(kernels, x, threshold, levels, limits, slot, keep, masked, statistic, powers) -> Encoded:
     low, high = limits
     values = take(slot, x, x.dtype)
     flagged = masked and high - low < INSIDE
     stored = torch.empty_like(x, dtype=torch.uint8) if keep else None
     inside = torch.empty_like(x, dtype=torch.uint8) if keep and masked and not flagged else None
     step = threshold.new_empty(()) if keep else None
-    rule = (threshold, levels, MIN_STEP, limits, flagged)
+    rule = (threshold, levels, MIN_STEP, limits, flagged, powers)
     kernels.encode(x, values, stored, inside, statistic, step, *rule)
     return Encoded(values, Codes(stored, step, low, inside, flagged) if keep else None)
 

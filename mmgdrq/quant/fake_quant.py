@@ -110,8 +110,13 @@ def clip_activation(x: Tensor, threshold: Tensor, signed: bool) -> Tensor:
 
     The gradient is zero where ``x`` was clipped.
     """
-    high = threshold.to(x.dtype, copy=True)  # the backward pass reads it after the threshold has moved on
-    return x.clamp(-high if signed else torch.zeros_like(high), high)
+    return x.clamp(*clip_bounds(threshold, signed, x.dtype))
+
+
+def clip_bounds(threshold: Tensor, signed: bool, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Lowest and highest value of a clipped activation, as scalars of ``dtype``."""
+    high = threshold.to(dtype, copy=True)  # the backward pass reads it after the threshold has moved on
+    return -high if signed else torch.zeros_like(high), high
 
 
 def _bounds(threshold: Tensor, limits: tuple[int, int]) -> tuple[Tensor, Tensor]:
@@ -124,15 +129,14 @@ class _LearnedStep(Function):
 
     @staticmethod
     def forward(ctx, x, step, limits, grad_scale, offset):
-        scaled = torch.div(x.float(), step)
-        codes = round_to_codes_(scaled.clone(), limits, offset)
-        ctx.save_for_backward(scaled, step)
+        ctx.save_for_backward(x, step)  # not a copy: the layer that made x, or the float layer, keeps it as well
         ctx.limits, ctx.grad_scale, ctx.offset = limits, grad_scale, offset
-        return _cast(dequantize(codes, step, offset), x.dtype)
+        return _cast(dequantize(quantize(x, step, limits, offset), step, offset), x.dtype)
 
     @staticmethod
     def backward(ctx, grad):
-        scaled, step = ctx.saved_tensors
+        x, step = ctx.saved_tensors
+        scaled = torch.div(x.float(), step)
         (low, high), offset = ctx.limits, ctx.offset
         levels = round_to_codes_(scaled.clone(), ctx.limits, offset).add_(offset)
         inside = (scaled >= low) & (scaled <= high + 2 * offset)  # midrise: half a step beyond the outer levels

@@ -15,15 +15,16 @@ from torch.autograd.graph import increment_version
 _FLOAT, _INT, _LONG, _POINTER = ctypes.c_float, ctypes.c_int, ctypes.c_int64, ctypes.c_void_p
 
 _SIGNATURES = {
-    'encode': [_POINTER] * 6 + [_LONG] + [_FLOAT] * 5 + [_INT, _INT],
-    'statistic': [_POINTER, _POINTER, _LONG, _INT],
+    'encode': [_POINTER] * 6 + [_LONG] + [_FLOAT] * 5 + [_INT, _INT, _INT],
+    'statistic': [_POINTER, _POINTER, _LONG, _FLOAT, _INT, _INT],
     'encode_rows': [_POINTER] * 3 + [_LONG, _LONG] + [_FLOAT] * 3 + [_INT],
     'encode_mean_rows': [_POINTER] * 3 + [_LONG, _LONG] + [_FLOAT] * 6 + [_INT],
     'sum_rows': [_POINTER, _POINTER, _LONG, _LONG, _INT],
     'decode': [_POINTER] * 3 + [_LONG, _LONG, _INT, _INT, _INT],
     'mask': [_POINTER, _POINTER, _LONG, _INT, _INT],
-    'relu': [_POINTER, _POINTER, _LONG, _INT],
+    'relu': [_POINTER] * 3 + [_LONG, _INT],
     'relu_backward': [_POINTER] * 3 + [_LONG, _INT],
+    'checksum': [_POINTER, _POINTER, _LONG, _INT],
     'clip_rows': [_POINTER, _POINTER, _LONG, _LONG, _FLOAT, _INT],
 }
 
@@ -71,6 +72,7 @@ def encode(
     floor: float,
     limits: tuple[int, int],
     flagged: bool,
+    powers: bool = False,
 ) -> None:
     """Fake-quantize an activation; what is None is not written.
 
@@ -81,8 +83,9 @@ def encode(
         inside: receives 1 where ``x`` was not clipped, else 0.
         statistic: float64, receives sum|x| and the number of nonzero elements.
         step: receives ``max(threshold / levels, floor)``.
+        powers: ``statistic`` receives sum|x|^3 and sum(x^2) instead.
     """
-    numbers = (x.numel(), threshold.item(), levels, floor, *limits, flagged)
+    numbers = (x.numel(), threshold.item(), levels, floor, *limits, flagged, powers)
     _call('encode', x, values, stored, inside, statistic, step, *numbers)
 
 
@@ -109,7 +112,12 @@ def mask(grad: Tensor, stored: Tensor, shift: int) -> None:
 
 def statistic(x: Tensor, result: Tensor) -> None:
     """sum|x| and the number of nonzero elements, float64."""
-    _call('statistic', x, result, x.numel())
+    _call('statistic', x, result, x.numel(), 1.0, False)
+
+
+def power_sums(x: Tensor, result: Tensor, unit: float) -> None:
+    """sum|x|^3 and sum(x^2), float64; ``unit`` is a magnitude that is typical of ``x``."""
+    _call('statistic', x, result, x.numel(), unit, True)
 
 
 def sum_rows(weight: Tensor, sums: Tensor) -> None:
@@ -123,15 +131,23 @@ def clip_rows(weight: Tensor, bounds: Optional[Tensor], k: float) -> None:
     increment_version(weight)
 
 
-def relu(x: Tensor, positive: Tensor) -> None:
-    """``max(x, 0)`` in place; ``positive`` receives one bit an element."""
-    _call('relu', x, positive, x.numel())
-    increment_version(x)
+def relu(x: Tensor, result: Tensor, positive: Tensor) -> None:
+    """``result = max(x, 0)``, which may be ``x`` itself; ``positive`` receives one bit an element."""
+    _call('relu', x, result, positive, x.numel())
+    if result is x:
+        increment_version(x)
 
 
 def relu_backward(grad: Tensor, positive: Tensor, result: Tensor) -> None:
     """``result = grad`` where the bit is set, else 0."""
     _call('relu_backward', grad, positive, result, grad.numel())
+
+
+def checksum(x: Tensor) -> int:
+    """A number that depends on every bit of a dense tensor of any dtype, and on its place."""
+    result = ctypes.c_uint64()
+    _call('checksum', x, ctypes.addressof(result), x.numel() * x.element_size())
+    return result.value
 
 
 def _rows(weight: Tensor) -> tuple[int, int]:

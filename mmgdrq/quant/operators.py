@@ -4,6 +4,7 @@ The gradients are those of ``F.conv2d`` and ``F.linear`` on fake-quantized opera
 dequantized again and go through the same kernels.
 """
 
+from dataclasses import replace
 from typing import Optional, Union
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-from .codes import Codes, Encoded, Requantized
+from .codes import Encoded, Kept
 
 Operand = Union[Tensor, Encoded]
 """A tensor that the operator uses as it is, or a quantized one."""
@@ -36,10 +37,17 @@ def linear(x: Tensor, weight: Tensor, bias: Optional[Tensor], inputs: Operand, f
 
 
 def _apply(operator, x, weight, bias, geometry) -> Tensor:
-    (x, inputs), (weight, filters) = (pair if isinstance(pair[1], Encoded) else (pair[1], None) for pair in (x, weight))
+    (x, inputs), (weight, filters) = _split(*x), _split(*weight)
     if torch.is_grad_enabled() and (inputs or filters):
         return operator.apply(x, weight, bias, inputs, filters, geometry)
     return operator.compute(_values(x, inputs), _values(weight, filters), bias, *geometry)
+
+
+def _split(tensor: Tensor, operand: Operand) -> tuple[Tensor, Optional[Encoded]]:
+    """The tensor that the gradient belongs to, and how its values are kept."""
+    if not isinstance(operand, Encoded):
+        return operand, None
+    return tensor if operand.source is None else operand.source, operand
 
 
 class _Quantized(Function):
@@ -48,25 +56,25 @@ class _Quantized(Function):
     @classmethod
     def run(cls, ctx, x, weight, bias, inputs, filters, geometry) -> Tensor:
         y = cls.compute(_values(x, inputs), _values(weight, filters), bias, *geometry)
-        ctx.save_for_backward(*_kept(x, inputs), *_kept(weight, filters))
-        ctx.codes = [_without_tensors(operand) for operand in (inputs, filters)]
+        ctx.codes, kept = zip(_kept(x, inputs), _kept(weight, filters))
+        ctx.save_for_backward(*kept[0], *kept[1])
         ctx.dtypes = [t.dtype for t in (x, weight)] + [None if bias is None else bias.dtype]
         ctx.geometry, ctx.dtype = geometry, y.dtype
         return y
 
     @classmethod
     def pull_back(cls, ctx, grad: Tensor):
-        saved = ctx.saved_tensors
-        codes = [_with_tensors(form, saved[i * 3 : i * 3 + 3]) for i, form in enumerate(ctx.codes)]
+        saved = list(ctx.saved_tensors)
+        operands = [_restored(codes, saved) for codes in ctx.codes]
         values = [
-            (code.values(slot) if code else saved[i * 3]).to(dtype).to(ctx.dtype)
-            for i, (code, slot, dtype) in enumerate(zip(codes, ('input', 'weight'), ctx.dtypes))
+            (operand.values(slot) if isinstance(operand, Kept) else operand).to(dtype).to(ctx.dtype)
+            for operand, slot, dtype in zip(operands, ('input', 'weight'), ctx.dtypes)
         ]
         wanted = ctx.needs_input_grad[:3]
         grads = list(cls.gradients(grad, *values, wanted, *ctx.geometry))
         grads = [g.to(dtype) if want else None for g, dtype, want in zip(grads, ctx.dtypes, wanted)]
-        if wanted[0] and codes[0]:
-            grads[0] = codes[0].mask_(grads[0])
+        if wanted[0] and isinstance(operands[0], Kept):
+            grads[0] = operands[0].mask_(grads[0])
         return (*grads, None, None, None)
 
 
@@ -122,26 +130,16 @@ def _values(tensor: Tensor, operand: Optional[Encoded]) -> Tensor:
     return tensor if operand is None else operand.values.to(tensor.dtype)
 
 
-def _kept(tensor: Tensor, operand: Optional[Encoded]) -> tuple:
+def _kept(tensor: Tensor, operand: Optional[Encoded]) -> tuple[Optional[Kept], list]:
+    """What is kept of an operand without its tensors, and these, for autograd to keep."""
     if operand is None:
-        return tensor, None, None
+        return None, [tensor]
     codes = operand.codes
-    if isinstance(codes, Requantized):
-        return tensor, codes.step, None
-    return codes.stored, codes.step, codes.inside
+    return replace(codes, **dict.fromkeys(codes.tensors)), [getattr(codes, name) for name in codes.tensors]
 
 
-def _without_tensors(operand: Optional[Encoded]) -> Optional[tuple]:
-    if operand is None:
-        return None
-    codes = operand.codes
-    return (codes.limits, codes.offset) if isinstance(codes, Requantized) else (codes.lowest, codes.flagged)
-
-
-def _with_tensors(form: Optional[tuple], saved) -> Union[Codes, Requantized, None]:
-    if form is None:
-        return None
-    first, step, inside = saved
-    if isinstance(form[0], tuple):
-        return Requantized(first, step, *form)
-    return Codes(first, step, form[0], inside, form[1])
+def _restored(codes: Optional[Kept], saved: list) -> Union[Tensor, Kept]:
+    """The reverse; takes its tensors from the front of ``saved``."""
+    if codes is None:
+        return saved.pop(0)
+    return replace(codes, **{name: saved.pop(0) for name in codes.tensors})

@@ -24,12 +24,18 @@ def relu(x: Tensor, inplace: bool = False) -> Tensor:
 class _Relu(Function):
     @staticmethod
     def forward(ctx, x, inplace):
-        result = x if inplace else x.clone()
-        ctx.packed = on_cpu(result) and dense(result) is result and result.numel() > 0
+        ctx.packed = on_cpu(x) and dense(x) is x and x.numel() > 0
+        if ctx.packed:
+            result = x if inplace else torch.empty_like(x)
+            positive = x.new_empty(-(-x.numel() // 8), dtype=torch.uint8)
+            native.relu(x, result, positive)
+        else:
+            result = x.relu_() if inplace else x.relu()
+            positive = (result <= 0).logical_not_()
         ctx.like = torch.empty_like(result, device='meta')  # the order of its elements in memory
         if inplace:
             ctx.mark_dirty(x)
-        ctx.save_for_backward(_packed(result) if ctx.packed else (result.relu_() <= 0).logical_not_())
+        ctx.save_for_backward(positive)
         return result
 
     @staticmethod
@@ -43,9 +49,3 @@ class _Relu(Function):
             grad = torch.empty_like(result).copy_(grad)
         native.relu_backward(grad, positive, result)
         return result, None
-
-
-def _packed(x: Tensor) -> Tensor:
-    positive = x.new_empty(-(-x.numel() // 8), dtype=torch.uint8)
-    native.relu(x, positive)
-    return positive

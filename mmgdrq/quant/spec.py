@@ -15,7 +15,10 @@ FLOAT_BITS = 32
 """The number of bits that means "leave this tensor in float"."""
 
 RANGES = ('mean', 'search', 'learned', 'minmax')
-ACTIVATION_RANGES = (*RANGES, 'active_mean')
+ACTIVATION_RANGES = (*RANGES, 'active_mean', 'lehmer')
+
+MEAN_RULES = ('mean', 'active_mean', 'lehmer')
+"""Rules for activations whose threshold is ``k`` times a mean of magnitudes."""
 
 GRIDS = ('twos_complement', 'narrow_range', 'midrise')
 
@@ -38,6 +41,11 @@ A signed grid spends one bit on the sign and takes the multiplier of ``bits - 1`
 
 MEAN_K = {2: 6.0, 3: 9.0, 4: 12.0, 5: 14.0, 6: 16.0, 7: 18.0, 8: 20.0}
 """bits -> threshold in units of mean|A| over all elements, zeros included, for unsigned activations."""
+
+
+LEHMER_K = {2: 1.2, 3: 1.5, 4: 1.8, 5: 2.1, 6: 2.3, 7: 2.5, 8: 2.7}
+"""bits -> threshold in units of the Lehmer mean of order 3, for unsigned activations: the least squared error for a
+half-normal distribution, which is what a ReLU leaves of a Gaussian."""
 
 
 @dataclass(frozen=True)
@@ -146,16 +154,17 @@ class ActivationSpec:
     Attributes:
         bits: 2 to 8, or 32 for float.
         range: rule for the threshold T: ``'mean'`` (k * running mean|A|), ``'active_mean'`` (k * running mean
-            of the non-zero |A|, which does not depend on how sparse a ReLU made A), ``'search'``,
-            ``'learned'`` or ``'minmax'`` (running max|A|).
-        k: multiplier of the two mean rules; None takes the default of the bit-width and sign.
+            of the non-zero |A|, which does not depend on how sparse a ReLU made A), ``'lehmer'`` (k * running
+            sum|A|^3 / sum(A^2), the Lehmer mean of order 3, which does not depend on it either and grows with
+            the tail), ``'search'``, ``'learned'`` or ``'minmax'`` (running max|A|).
+        k: multiplier of the three mean rules; None takes the default of the bit-width and sign.
         momentum: weight of the newest iteration in the running statistic, in (0, 1].
         signed: True, False, or ``'auto'``: decided by the first batch that is not all zero.
         p: norm of the quantized-loss that ``'search'`` minimises, 1 or 2.
     """
 
     bits: int = 4
-    range: str = 'active_mean'
+    range: str = 'lehmer'
     k: Optional[float] = None
     momentum: float = 0.1
     signed: Union[str, bool] = 'auto'
@@ -196,6 +205,8 @@ class ActivationSpec:
         if self.k is not None:
             return float(self.k)
         bits = max(self.bits - 1, 2) if signed else self.bits
+        if self.range == 'lehmer':
+            return LEHMER_K[bits]
         table = MEAN_K if self.range == 'mean' and not signed else ACTIVE_MEAN_K
         return table[bits]
 

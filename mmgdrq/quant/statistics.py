@@ -11,7 +11,10 @@ from . import native
 from .backend import on_cpu
 from .ranges import search_range
 from .scratch import dense, take
-from .spec import ActivationSpec
+from .spec import MEAN_RULES, ActivationSpec
+
+TINY = 1e-30
+"""Floor of the unit in which powers are summed up."""
 
 SAMPLE = 4096
 """Elements of an activation that a search looks at, evenly spread."""
@@ -34,6 +37,8 @@ def collect(x: Tensor, spec: ActivationSpec, signed: bool) -> Tensor:
         total, count = torch.maximum(high, -low).float() * x.numel(), float(x.numel())
     elif spec.range == 'active_mean':
         total, count = sum_and_count(x)
+    elif spec.range == 'lehmer':
+        total, count = power_sums(x)
     else:
         total, count = _searched(x, spec, signed) * x.numel(), float(x.numel())
     pair = torch.empty(2, dtype=torch.float64, device=x.device)
@@ -43,7 +48,7 @@ def collect(x: Tensor, spec: ActivationSpec, signed: bool) -> Tensor:
 
 def threshold_of(statistic: Tensor, spec: ActivationSpec, signed: bool) -> Tensor:
     """Threshold T of a statistic ``total / count``, float32 scalar."""
-    if spec.range in ('mean', 'active_mean'):
+    if spec.range in MEAN_RULES:
         statistic = statistic * spec.multiplier(signed)
     return statistic.float()
 
@@ -65,6 +70,33 @@ def sum_and_count(x: Tensor) -> Tensor:
     magnitude = torch.abs(x, out=take('work', x, torch.float32))  # norms are not vectorized on a CPU
     pair[0], pair[1] = magnitude.sum(), magnitude.sign_().sum()
     return pair
+
+
+def power_sums(x: Tensor) -> Tensor:
+    """sum|x|^3 and sum(x^2), whose quotient is the Lehmer mean of order 3 of the magnitudes.
+
+    They are summed up in units of the largest magnitude, so that no cube overflows.
+
+    Returns:
+        float64, shape ``(2,)``.
+    """
+    x = dense(x.detach()).float()
+    low, high = x.aminmax()
+    unit = unit_of(torch.maximum(high, -low))
+    pair = torch.empty(2, dtype=torch.float64, device=x.device)
+    if on_cpu(x):
+        native.power_sums(x, pair, unit.item())
+        return pair
+    magnitude = torch.div(x, unit).abs_()
+    squares = magnitude.square()
+    unit = unit.double()
+    pair[0], pair[1] = magnitude.mul_(squares).sum() * unit**3, squares.sum() * unit**2
+    return pair
+
+
+def unit_of(magnitude: Tensor) -> Tensor:
+    """The power of two below a float32 scalar; dividing by it rounds nothing."""
+    return (magnitude.clamp(min=TINY).view(torch.int32) & 0x7F800000).view(torch.float32)
 
 
 def _searched(x: Tensor, spec: ActivationSpec, signed: bool) -> Tensor:

@@ -12,9 +12,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .statistics import unit_of
+
 BLOCK = 4096
 
 _MAGIC = tl.constexpr(12582912.0)
+_FAR = tl.constexpr(1e6)
 
 
 @triton.jit
@@ -25,8 +28,9 @@ def _codes_of(x, step, offset, lowest, highest):
 
 @triton.jit
 def _encode(
-    x_ptr, values_ptr, stored_ptr, inside_ptr, sums_ptr, step_ptr, threshold_ptr, n, levels, floor, lowest, highest,
-    KEEP: tl.constexpr, FLAGGED: tl.constexpr, INSIDE: tl.constexpr, SUMS: tl.constexpr, BLOCK: tl.constexpr,
+    x_ptr, values_ptr, stored_ptr, inside_ptr, sums_ptr, step_ptr, threshold_ptr, unit_ptr, n, levels, floor, lowest,
+    highest, KEEP: tl.constexpr, FLAGGED: tl.constexpr, INSIDE: tl.constexpr, SUMS: tl.constexpr, POWERS: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):  # fmt: skip
     program = tl.program_id(0).to(tl.int64)
     offsets = program * BLOCK + tl.arange(0, BLOCK)
@@ -46,8 +50,14 @@ def _encode(
             tl.store(inside_ptr + offsets, inside.to(tl.uint8), valid)
         tl.store(stored_ptr + offsets, stored.to(tl.uint8), valid)
     if SUMS:
-        tl.store(sums_ptr + 2 * program, tl.sum(tl.abs(x), 0))
-        tl.store(sums_ptr + 2 * program + 1, tl.sum((x != 0).to(tl.float32), 0))
+        if POWERS:
+            size = tl.abs(x / tl.load(unit_ptr))
+            size = tl.where((size > _FAR) & (size < float('inf')), _FAR, size)
+            total, weight = size * size * size, size * size
+        else:
+            total, weight = tl.abs(x), (x != 0).to(tl.float32)
+        tl.store(sums_ptr + 2 * program, tl.sum(total, 0))
+        tl.store(sums_ptr + 2 * program + 1, tl.sum(weight, 0))
 
 
 @triton.jit
@@ -109,16 +119,22 @@ def encode(
     floor: float,
     limits: tuple[int, int],
     flagged: bool,
+    powers: bool = False,
 ) -> None:
     """As :func:`mmgdrq.quant.native.encode`."""
     programs = triton.cdiv(x.numel(), BLOCK)
     sums = torch.empty(programs, 2, dtype=torch.float32, device=x.device) if statistic is not None else None
-    flags = dict(KEEP=stored is not None, FLAGGED=flagged, INSIDE=inside is not None, SUMS=sums is not None)
+    flags = dict(
+        KEEP=stored is not None, FLAGGED=flagged, INSIDE=inside is not None, SUMS=sums is not None, POWERS=powers
+    )
     pointers = [values if t is None else t for t in (stored, inside, sums, step)]
     grid = (float(levels), floor, float(limits[0]), float(limits[1]))
-    _encode[(programs,)](x, values, *pointers, threshold, x.numel(), *grid, **flags, BLOCK=BLOCK)
+    unit = unit_of(threshold) if powers else threshold
+    _encode[(programs,)](x, values, *pointers, threshold, unit, x.numel(), *grid, **flags, BLOCK=BLOCK)
     if statistic is not None:
         statistic.copy_(sums.sum(0, dtype=torch.float64))
+        if powers:
+            statistic.mul_(torch.stack([unit.double() ** 3, unit.double() ** 2]))
 
 
 def encode_rows(weight: Tensor, steps: Tensor, values: Tensor, limits: tuple[int, int], offset: float) -> None:

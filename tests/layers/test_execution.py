@@ -16,7 +16,9 @@ from mmgdrq.layers import LeanReLU, quantizer, set_execution
 from mmgdrq.quant import backend
 from tests.toy import log_of, toy_runner
 
-SWITCHES = [dict(codes=False), dict(cache=False), dict(lean_relu=True), dict(kernels=False)]
+SWITCHES = [dict(codes=False), dict(cache=False), dict(lean_relu=False), dict(kernels=False)]
+PLAIN = dict(codes=False, cache=False, kernels=False, lean_relu=False)
+LEARNED = dict(range='learned')
 LAYERS = {
     'conv': (lambda: mmgdrq.Conv2d(4, 6, 3, stride=2, padding=1), (2, 4, 9, 7)),
     'grouped': (lambda: mmgdrq.Conv2d(4, 8, 3, dilation=2, groups=4, bias=False), (2, 4, 9, 9)),
@@ -57,8 +59,9 @@ def net():
     )
 
 
-def losses_of(switches, steps=100):
-    model = mmgdrq.quantize(net(), dict(bits=2), dict(bits=4)).train()
+def losses_of(switches, steps=100, stage='quantize', **config):
+    config = dict(dict(weight=dict(bits=2), activation=dict(bits=4)), **config)
+    model = mmgdrq.quantize(net(), **config, stage=stage).train()
     set_execution(model, **switches)
     optimizer = torch.optim.SGD(model.parameters(), 0.02, momentum=0.9)
     mmgdrq.ScaleClip(model).attach(optimizer)
@@ -76,7 +79,7 @@ def losses_of(switches, steps=100):
 
 @pytest.fixture(scope='module')
 def plain_losses():
-    return losses_of(dict(codes=False, cache=False, kernels=False))
+    return losses_of(PLAIN)
 
 
 @pytest.mark.parametrize('switches', [{}, *SWITCHES], ids=str)
@@ -88,15 +91,19 @@ def test_losses_of_100_steps(plain_losses, switches):
     torch.testing.assert_close(losses[:20], plain_losses[:20], rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize('switches', [dict(codes=False), dict(cache=False), dict(lean_relu=True)], ids=str)
-def test_saving_less_changes_no_bit(switches):
-    assert torch.equal(losses_of(switches, 20), losses_of({}, 20))
+@pytest.mark.parametrize('config', [{}, dict(weight=LEARNED, activation=LEARNED), dict(stage='reshape')], ids=str)
+@pytest.mark.parametrize('switches', [dict(codes=False), dict(cache=False), dict(lean_relu=False)], ids=str)
+def test_saving_less_changes_no_bit(switches, config):
+    assert torch.equal(losses_of(switches, 20, **config), losses_of({}, 20, **config))
 
 
 @pytest.mark.parametrize('autocast', [False, True])
 @pytest.mark.parametrize('wanted', ['both', 'weight', 'input'])
-@pytest.mark.parametrize('name', LAYERS)
-def test_gradients_are_those_of_the_plain_formulation(name, wanted, autocast):
+@pytest.mark.parametrize(
+    ('name', 'mode'),
+    [(name, quantizer.QUANTIZE) for name in LAYERS] + [(n, quantizer.CLIP) for n in ('conv', 'linear')],
+)
+def test_gradients_are_those_of_the_plain_formulation(name, mode, wanted, autocast):
     make, shape = LAYERS[name]
     torch.manual_seed(0)
     layer = make().train()
@@ -105,6 +112,7 @@ def test_gradients_are_those_of_the_plain_formulation(name, wanted, autocast):
     layer(torch.randn(shape))
     layer.activation_quantizer.observing = False
     layer.weight.requires_grad_(wanted != 'input')
+    layer.activation_quantizer.mode = mode
     results = []
     for one_byte in (False, True):
         layer.one_byte = one_byte
@@ -157,12 +165,24 @@ def test_a_layer_keeps_one_byte_an_element(kind, bits):
     assert plain >= 5 * x.numel()
 
 
+@pytest.mark.parametrize('mode', [quantizer.QUANTIZE, quantizer.CLIP])
+def test_a_learned_or_clipped_input_is_kept_once(mode):
+    x = torch.rand(4, 16, 20, 20, requires_grad=True)
+    layer = mmgdrq.Conv2d(16, 8, 3, weight=LEARNED, activation=LEARNED).train()
+    layer(x)
+    layer.activation_quantizer.mode = mode
+    assert kept(nn.Conv2d(16, 8, 3), x)[0] == 4 * x.numel()
+    size, _ = kept(layer, x)
+    assert 4 * x.numel() <= size <= 4 * x.numel() + 200, 'the input, which a float layer keeps too, steps and ranges'
+    layer.one_byte = False
+    assert kept(layer, x)[0] >= 8 * x.numel()
+
+
 def test_a_lean_block_keeps_less_than_a_float_block():
     block = nn.Sequential(nn.Conv2d(8, 16, 3, bias=False), nn.BatchNorm2d(16), nn.ReLU(True), nn.Conv2d(16, 16, 3))
     x = torch.rand(4, 8, 30, 30, requires_grad=True)
     float_bytes, _ = kept(copy.deepcopy(block), x)
     model = mmgdrq.quantize(block, rules=[dict(pattern='*', weight=dict(bits=2), activation=dict(bits=4))])
-    set_execution(model, lean_relu=True)
     model(x)
     assert kept(model, x)[0] < 0.75 * float_bytes
 
@@ -216,7 +236,11 @@ def change_in_place(weight):
         weight.view(-1)[1] -= 100 * weight.view(-1)[1].sign()  # to the other end of the range
 
 
-@pytest.mark.parametrize('change', [change_by_step, change_by_data, change_by_swap, change_in_place])
+def change_places(weight):
+    weight.data.copy_(weight.data.flip(0))
+
+
+@pytest.mark.parametrize('change', [change_by_step, change_by_data, change_by_swap, change_in_place, change_places])
 @pytest.mark.parametrize('rule', ['mean', 'search', 'learned'])
 def test_evaluation_follows_the_weight(change, rule):
     layer = mmgdrq.Conv2d(4, 64, 3, weight=dict(bits=4, range=rule)).train()
@@ -293,13 +317,14 @@ def test_compiles_without_graph_breaks(kind, rule):
     assert float(results[1][1].abs().max()) > 0
 
 
-def test_lean_relu_can_be_taken_back():
+def test_lean_relu_is_the_default_and_can_be_turned_off():
     model = mmgdrq.quantize(net())
-    assert set_execution(model, lean_relu=True).lean_relu
     relus = [module for module in model if isinstance(module, nn.ReLU)]
     assert {type(module) for module in relus} == {LeanReLU}
-    set_execution(model)
+    assert not set_execution(model, lean_relu=False).lean_relu
     assert {type(module) for module in relus} == {nn.ReLU}
+    assert set_execution(model).lean_relu
+    assert {type(module) for module in relus} == {LeanReLU}
 
 
 @pytest.mark.parametrize(
@@ -312,7 +337,7 @@ def test_bad_switches(switches, message):
 
 
 def test_the_config_switches(tmp_path):
-    hook = dict(weight=dict(bits=4), execution=dict(codes=False, lean_relu=True))
+    hook = dict(weight=dict(bits=4), execution=dict(codes=False, lean_relu=False))
     runner = toy_runner(tmp_path / 'hook', hook=hook)
     runner.train()
     assert not runner.model.conv2.one_byte

@@ -224,7 +224,7 @@ def test_loading_an_untrained_state_forgets_the_ranges(rule):
     assert torch.equal(net.train()(inputs()), fresh.train()(inputs()))
 
 
-@pytest.mark.parametrize('rule', ['mean', 'active_mean'])
+@pytest.mark.parametrize('rule', ['mean', 'active_mean', 'lehmer'])
 def test_one_update_an_iteration_of_a_shared_layer(rule):
     torch.manual_seed(1)
     config = dict(bits=8, range=rule, momentum=0.25, signed=False, k=3.0)
@@ -239,6 +239,19 @@ def test_one_update_an_iteration_of_a_shared_layer(rule):
     assert all(len(calls) == 3 for calls in iterations)
     found = float(net.state_dict()['tower.activation_quantizer.threshold'])
     assert found == pytest.approx(reference.running_threshold(iterations, 3.0, 0.25, rule), rel=1e-5)
+
+
+@pytest.mark.parametrize('codes', [False, True])
+def test_a_threshold_follows_an_input_that_grows_a_trillionfold(codes):
+    layer = mmgdrq.Conv2d(2, 2, 1, activation=dict(bits=4, momentum=0.5, signed=False)).train()
+    layer.one_byte = codes
+    x = torch.rand(1, 2, 5, 5)
+    layer(x * 1e-13)
+    for _ in range(20):
+        layer(x)
+    layer.activation_quantizer.update()
+    expected = 1.8 * reference.statistic([x.numpy()], 'lehmer')
+    assert float(layer.activation_quantizer.threshold) == pytest.approx(expected, rel=1e-3)
 
 
 def test_the_order_of_the_calls_does_not_matter():
@@ -440,7 +453,7 @@ def test_the_first_batch_sets_the_range_at_once():
 
 
 @pytest.mark.parametrize('bad', [float('nan'), float('inf')])
-@pytest.mark.parametrize('rule', ['mean', 'active_mean', 'minmax', 'search'])
+@pytest.mark.parametrize('rule', ['mean', 'active_mean', 'lehmer', 'minmax', 'search'])
 def test_a_later_call_of_the_first_iteration_that_is_not_finite_names_the_layer(rule, bad):
     net = mmgdrq.quantize(SharedHead(), activation=dict(range=rule)).train()
     good, broken = torch.rand(1, 3, 4, 4), torch.rand(1, 3, 4, 4)

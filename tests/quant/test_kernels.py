@@ -110,7 +110,7 @@ def test_weight_codes_are_the_plain_values(kernels, layout, spec, group_size):
     assert torch.equal(encode_weight_by_rule(weight, spec, 'weight').values, again)
 
 
-@pytest.mark.parametrize('rule', ['mean', 'active_mean', 'minmax'])
+@pytest.mark.parametrize('rule', ['mean', 'active_mean', 'lehmer', 'minmax'])
 @pytest.mark.parametrize('shape', [(1,), (8191,), (8193,), (3, 4, 50, 50)])
 def test_statistics(kernels, rule, shape):
     x = torch.randn(shape).relu() - 0.1 * (torch.rand(shape) > 0.8)
@@ -144,6 +144,22 @@ def test_relu_equals_torch(kernels, shape, inplace):
     mine.backward(upstream)
     theirs.backward(upstream)
     assert torch.equal(one.grad, two.grad)
+
+
+@pytest.mark.skipif(not native.built(), reason='kernels are not built')
+@pytest.mark.parametrize('count', [1, 31, 32, 1000])
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
+def test_a_checksum_depends_on_every_element_and_its_place(count, dtype):
+    x = torch.randn(count).to(dtype)
+    sums = {native.checksum(x)}
+    assert native.checksum(x.clone()) in sums
+    for i in range(0, count, 7):
+        changed = x.clone()
+        changed[i] += 1
+        sums.add(native.checksum(changed))
+    assert len(sums) == 1 + len(range(0, count, 7))
+    if count > 1:
+        assert native.checksum(x.flip(0)) not in sums
 
 
 INTERPRETED = """

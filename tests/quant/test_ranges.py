@@ -19,6 +19,7 @@ from mmgdrq.quant import (
     weight_step,
 )
 from mmgdrq.quant.spec import GRIDS
+from mmgdrq.quant.statistics import power_sums
 from tests import reference
 
 SAMPLES = 200_000
@@ -152,7 +153,7 @@ def test_scale_clip_keeps_the_dtype(dtype):
     assert weight.dtype == dtype
 
 
-@pytest.mark.parametrize(('rule', 'k'), [('mean', 3.0), ('active_mean', 3.0), ('minmax', 1.0)])
+@pytest.mark.parametrize(('rule', 'k'), [('mean', 3.0), ('active_mean', 3.0), ('lehmer', 2.0), ('minmax', 1.0)])
 def test_statistics_of_calls_add_up(rule, k):
     rng = np.random.default_rng(3)
     calls = [np.maximum(rng.normal(size=size), 0).astype(np.float32) for size in (10, 300, 77)]
@@ -166,6 +167,26 @@ def test_statistics_of_calls_add_up(rule, k):
     assert float(threshold_of(total / count, spec, False)) == pytest.approx(
         k * reference.statistic(calls, rule), rel=1e-6
     )
+
+
+@given(st.floats(-25, 25), st.integers(1, 300), st.integers(0, 30))
+def test_power_sums_of_tiny_and_huge_values(exponent, size, seed):
+    x = (np.random.default_rng(seed).standard_t(2, size=size) * 10.0**exponent).astype(np.float32)
+    total, weight = power_sums(torch.from_numpy(x)).tolist()
+    exact = np.abs(x.astype(np.float64))
+    assert total == pytest.approx((exact**3).sum(), rel=1e-5)
+    assert weight == pytest.approx((exact**2).sum(), rel=1e-5)
+
+
+@pytest.mark.parametrize('bits', range(2, 9))
+def test_the_lehmer_rule_suits_what_a_relu_leaves_of_a_gaussian(bits):
+    x = torch.from_numpy(np.random.default_rng(5).normal(size=50_000).astype(np.float32))
+    spec = ActivationSpec(bits=bits)
+    for share in (1.0, 0.5, 0.05):  # the share of elements that a ReLU lets pass does not matter
+        sparse = torch.cat([x.abs(), torch.zeros(round(len(x) * (1 / share - 1)))])
+        total, weight = collect(sparse, spec, False)
+        best = search_range(x.abs()[None], spec.levels(False), spec.code_limits(False), p=2)
+        assert float(threshold_of(total / weight, spec, False)) == pytest.approx(float(best), rel=0.1)
 
 
 @given(st.sampled_from([1, 4, -1]), st.floats(1.0, 6.0), st.integers(0, 50))

@@ -280,7 +280,7 @@ def test_a_negative_learned_range_is_saved_and_folded_as_it_computes():
 @given(
     values=st.lists(st.floats(-(2.0**120), 2.0**120, width=32), min_size=2, max_size=24),
     bits=st.integers(2, 8),
-    rule=st.sampled_from([*RULES, 'active_mean']),
+    rule=st.sampled_from([*RULES, 'active_mean', 'lehmer']),
 )
 def test_any_finite_tensor_gives_finite_codes(values, bits, rule):
     x = torch.tensor(values)
