@@ -12,8 +12,9 @@ def table(report: dict) -> str:
     kind = 'bfloat16 autocast' if s['amp'] else 'float32'
     layout = ', channels last' if s['channels_last'] else ''
     clock = CLOCKS[s['clock']]
+    rounds = report['results']['float']['train']['rounds']
     lines = [
-        f'{s["model"]}, batch {s["batch"]} at {s["size"]}x{s["size"]}, {kind}{layout}, {s["rounds"]} rounds. '
+        f'{s["model"]}, batch {s["batch"]} at {s["size"]}x{s["size"]}, {kind}{layout}, {rounds} rounds. '
         f'Time is {clock}. {report["machine"]}; {report["versions"]}; kernels {report["kernels"]}; {report["date"]}.',
         '',
         '| | step, ms | step / float (quartiles) | evaluation / float (quartiles) | peak memory, MB | memory / float |',

@@ -149,21 +149,31 @@ class Worker:
         raise SystemExit(f'{self.name}: its process has ended, see above')
 
 
+def _rounds(kind: str, workers: list[Worker], args, seconds: float) -> dict[str, list[float]]:
+    """Times of every worker; after ``seconds`` the rounds end, but not before there are two."""
+    times: dict[str, list[float]] = {worker.name: [] for worker in workers}
+    end = time.monotonic() + seconds
+    for number in range(args.warmup + args.rounds):
+        if number >= args.warmup + 2 and time.monotonic() > end:
+            break
+        for worker in workers[:: -1 if number % 2 else 1]:
+            taken = worker.ask(kind)
+            if number >= args.warmup:
+                times[worker.name].append(taken)
+    return times
+
+
 def measure(names: list[str], args, argv: list[str]) -> dict[str, dict]:
     """Times in seconds, ratios to float, and peak bytes."""
     workers = [Worker(name, argv) for name in names]
     results: dict[str, dict] = {name: {} for name in names}
-    for kind in ('train', 'evaluate'):
-        times: dict[str, list[float]] = {name: [] for name in names}
-        for number in range(args.warmup + args.rounds):
-            for worker in workers[:: -1 if number % 2 else 1]:
-                seconds = worker.ask(kind)
-                if number >= args.warmup:
-                    times[worker.name].append(seconds)
+    for kind, share in (('train', 0.7), ('evaluate', 0.3)):
+        times = _rounds(kind, workers, args, args.minutes * 60 * share)
         for worker in workers:
             mine, base = times[worker.name], times[names[0]]
             ratios = [one / other for one, other in zip(mine, base)]
-            results[worker.name][kind] = dict(seconds=summary(mine), ratio=summary(ratios))
+            found = dict(seconds=summary(mine), ratio=summary(ratios), rounds=len(ratios))
+            results[worker.name][kind] = found
     for worker in workers:
         worker.close()
     for name in names:
@@ -204,8 +214,7 @@ def run(args, argv: list[str]) -> dict:
         names.insert(0, 'float')
     results = measure(names, args, argv)
     settings = {
-        key: getattr(args, key)
-        for key in ('model', 'batch', 'size', 'device', 'amp', 'channels_last', 'rounds', 'clock')
+        key: getattr(args, key) for key in ('model', 'batch', 'size', 'device', 'amp', 'channels_last', 'clock')
     }
     return dict(settings=settings, **machine(args), results=results)
 
@@ -220,6 +229,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument('--amp', action='store_true', help='bfloat16 autocast')
     parser.add_argument('--channels-last', action='store_true')
     parser.add_argument('--rounds', type=int, default=9)
+    parser.add_argument('--minutes', type=float, default=60, help='end the rounds, train and evaluate, after that')
     parser.add_argument('--warmup', type=int, default=2)
     parser.add_argument(
         '--clock', default='wall', choices=list(CLOCKS), help='process: for one thread on a busy machine'
