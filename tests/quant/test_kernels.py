@@ -243,6 +243,12 @@ for group_size in (1, 2, -1):
 
         check(*both(by_step), 'values again')
 
+        def by_one_step():
+            e = encode_weight(weight, torch.tensor(0.3), spec.code_limits, 'weight')
+            return e.values.clone(), e.codes.values('weight').clone()
+
+        check(*both(by_one_step), 'values again')
+
         def by_rule():
             e = encode_weight_by_rule(weight, spec, 'weight')
             return e.codes.step, e.values.clone()
