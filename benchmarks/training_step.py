@@ -8,7 +8,8 @@ Every candidate has a process of its own. Steps are interleaved: every round run
 after the other, so that a slow moment of the machine meets all of them; the ratio to float is taken within a round.
 Memory is the peak of two training steps: on a CPU that of the resident set over what it was after the imports, with
 ``MALLOC_MMAP_THRESHOLD_`` set so that glibc returns what is freed; on CUDA ``max_memory_allocated``. It covers weights,
-gradients, momentum and activations.
+gradients, momentum and activations. ``--clock process`` takes the processor time of a candidate in place of the time on
+the wall: on one thread both are the same on a machine that does nothing else, and it stays so on one that does.
 """
 
 import argparse
@@ -27,6 +28,7 @@ from statistics import median, quantiles
 import torch
 
 from candidates import CANDIDATES, CLASSIFIERS, DETECTORS, MAIN, QUICK, make_model  # isort: skip
+from step_report import CLOCKS, plot, render, table  # isort: skip
 from mmgdrq.quant import backend, native
 from mmgdrq.scale_clip import ScaleClip
 
@@ -77,7 +79,7 @@ class Trainer:
     def _now(self) -> float:
         if self.args.device == 'cuda':
             torch.cuda.synchronize()
-        return time.perf_counter()
+        return time.process_time() if self.args.clock == 'process' else time.perf_counter()
 
 
 def summary(values: list[float]) -> dict[str, float]:
@@ -147,21 +149,31 @@ class Worker:
         raise SystemExit(f'{self.name}: its process has ended, see above')
 
 
+def _rounds(kind: str, workers: list[Worker], args, seconds: float) -> dict[str, list[float]]:
+    """Times of every worker; after ``seconds`` the rounds end, but not before there are two."""
+    times: dict[str, list[float]] = {worker.name: [] for worker in workers}
+    end = time.monotonic() + seconds
+    for number in range(args.warmup + args.rounds):
+        if number >= args.warmup + 2 and time.monotonic() > end:
+            break
+        for worker in workers[:: -1 if number % 2 else 1]:
+            taken = worker.ask(kind)
+            if number >= args.warmup:
+                times[worker.name].append(taken)
+    return times
+
+
 def measure(names: list[str], args, argv: list[str]) -> dict[str, dict]:
     """Times in seconds, ratios to float, and peak bytes."""
     workers = [Worker(name, argv) for name in names]
     results: dict[str, dict] = {name: {} for name in names}
-    for kind in ('train', 'evaluate'):
-        times: dict[str, list[float]] = {name: [] for name in names}
-        for number in range(args.warmup + args.rounds):
-            for worker in workers[:: -1 if number % 2 else 1]:
-                seconds = worker.ask(kind)
-                if number >= args.warmup:
-                    times[worker.name].append(seconds)
+    for kind, share in (('train', 0.7), ('evaluate', 0.3)):
+        times = _rounds(kind, workers, args, args.minutes * 60 * share)
         for worker in workers:
             mine, base = times[worker.name], times[names[0]]
             ratios = [one / other for one, other in zip(mine, base)]
-            results[worker.name][kind] = dict(seconds=summary(mine), ratio=summary(ratios))
+            found = dict(seconds=summary(mine), ratio=summary(ratios), rounds=len(ratios))
+            results[worker.name][kind] = found
     for worker in workers:
         worker.close()
     for name in names:
@@ -202,70 +214,9 @@ def run(args, argv: list[str]) -> dict:
         names.insert(0, 'float')
     results = measure(names, args, argv)
     settings = {
-        key: getattr(args, key) for key in ('model', 'batch', 'size', 'device', 'amp', 'channels_last', 'rounds')
+        key: getattr(args, key) for key in ('model', 'batch', 'size', 'device', 'amp', 'channels_last', 'clock')
     }
     return dict(settings=settings, **machine(args), results=results)
-
-
-def table(report: dict) -> str:
-    """The report as a Markdown table."""
-    s = report['settings']
-    kind = 'bfloat16 autocast' if s['amp'] else 'float32'
-    layout = ', channels last' if s['channels_last'] else ''
-    lines = [
-        f'{s["model"]}, batch {s["batch"]} at {s["size"]}x{s["size"]}, {kind}{layout}, {s["rounds"]} rounds. '
-        f'{report["machine"]}; {report["versions"]}; kernels {report["kernels"]}; {report["date"]}.',
-        '',
-        '| | step, ms | step / float (quartiles) | evaluation / float | peak memory, MB | memory / float |',
-        '|---|---|---|---|---|---|',
-    ]
-    base = report['results']['float']['memory']
-    for name, row in report['results'].items():
-        ratio = row['train']['ratio']
-        lines.append(
-            f'| {name} | {row["train"]["seconds"]["median"] * 1e3:.0f} '
-            f'| {ratio["median"]:.2f} ({ratio["low"]:.2f} to {ratio["high"]:.2f}) '
-            f'| {row["evaluate"]["ratio"]["median"]:.2f} '
-            f'| {row["memory"] / 1e6:.0f} | {row["memory"] / base:.2f} |'
-        )
-    return '\n'.join(lines)
-
-
-def plot(report: dict, file: Path) -> None:
-    """Ratios to float as bars."""
-    import matplotlib
-
-    matplotlib.use('Agg')
-    from matplotlib import pyplot as plt
-
-    names = list(report['results'])[::-1]
-    rows = [report['results'][name] for name in names]
-    base = report['results']['float']['memory']
-    figure, axes = plt.subplots(1, 2, figsize=(10, 0.4 * len(names) + 1.2), sharey=True, layout='constrained')
-    ratios = [row['train']['ratio'] for row in rows]
-    middle = [r['median'] for r in ratios]
-    spread = [[m - r['low'] for m, r in zip(middle, ratios)], [r['high'] - m for m, r in zip(middle, ratios)]]
-    axes[0].barh(names, middle, xerr=spread, color='#4477aa')
-    axes[0].set_title('training step / float')
-    axes[1].barh(names, [row['memory'] / base for row in rows], color='#cc6677')
-    axes[1].set_title('peak memory / float')
-    for axis in axes:
-        axis.axvline(1, color='black', linewidth=0.8)
-    figure.savefig(file, dpi=120)
-    plt.close(figure)
-
-
-def render(page: Path, reports: list[Path]) -> None:
-    """Write the tables into a page, between ``<!-- benchmark: NAME -->`` and ``<!-- end -->``."""
-    text = page.read_text()
-    for report in reports:
-        begin = f'<!-- benchmark: {report.stem} -->'
-        if begin not in text:
-            raise SystemExit(f'{page}: no line {begin!r} for {report}')
-        before, _, rest = text.partition(begin)
-        _, end, after = rest.partition('<!-- end -->')
-        text = f'{before}{begin}\n{table(json.loads(report.read_text()))}\n{end}{after}'
-    page.write_text(text)
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
@@ -278,7 +229,11 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument('--amp', action='store_true', help='bfloat16 autocast')
     parser.add_argument('--channels-last', action='store_true')
     parser.add_argument('--rounds', type=int, default=9)
+    parser.add_argument('--minutes', type=float, default=60, help='end the rounds, train and evaluate, after that')
     parser.add_argument('--warmup', type=int, default=2)
+    parser.add_argument(
+        '--clock', default='wall', choices=list(CLOCKS), help='process: for one thread on a busy machine'
+    )
     parser.add_argument('--candidates', nargs='+', choices=list(CANDIDATES), metavar='NAME')
     parser.add_argument('--list', action='store_true', help='list the candidates')
     parser.add_argument('--out', type=Path, help='write OUT.json and OUT.png')

@@ -22,7 +22,7 @@ def run(*args):
 @pytest.fixture(scope='module')
 def report(tmp_path_factory):
     out = tmp_path_factory.mktemp('benchmark') / 'quick'
-    done = run('--quick', '--candidates', 'mmgdrq', 'mmgdrq, lean ReLU', '--device', 'cpu', '--out', out)
+    done = run('--quick', '--candidates', 'mmgdrq', 'mmgdrq, plain ReLU', '--device', 'cpu', '--out', out)
     assert done.returncode == 0, done.stderr
     return out, done.stdout
 
@@ -30,7 +30,7 @@ def report(tmp_path_factory):
 def test_report(report):
     out, printed = report
     found = json.loads(out.with_suffix('.json').read_text())
-    assert list(found['results']) == ['float', 'mmgdrq', 'mmgdrq, lean ReLU']
+    assert list(found['results']) == ['float', 'mmgdrq', 'mmgdrq, plain ReLU']
     for row in found['results'].values():
         assert row['memory'] > 0
         for kind in ('train', 'evaluate'):

@@ -15,8 +15,7 @@ from ..quant import (
     collect,
     encode_activation,
     encode_clipped,
-    encode_learned_activation,
-    encode_learned_weight,
+    encode_learned,
     encode_weight,
     encode_weight_by_rule,
     fake_quantize_activation,
@@ -132,7 +131,7 @@ class WeightQuantizer(_Quantizer):
         values = fake_quantize_learned(weight, step, self.spec.code_limits, scale, self.spec.offset)
         if not encode:
             return values
-        return encode_learned_weight(values, weight, step, self.spec.code_limits, self.spec.offset)
+        return encode_learned(values, weight, step, self.spec.code_limits, self.spec.offset)
 
     def range_of(self, weight: Tensor) -> Tensor:
         """Range alpha of every group, shape ``(G,)``."""
@@ -230,7 +229,7 @@ class ActivationQuantizer(_Quantizer):
         if self.spec.range == 'learned' and (torch.is_grad_enabled() or not encode):
             step = step_of(self.threshold, levels)
             values = fake_quantize_learned(x, step, limits)
-            return encode_learned_activation(values, x, step, limits) if encode else values
+            return encode_learned(values, x, step, limits) if encode else values
         if encode:
             return self._encode(x, levels, limits, torch.is_grad_enabled(), at_once)
         return fake_quantize_activation(x, self.threshold, levels, limits)

@@ -86,42 +86,25 @@ class Codes(Kept):
 
 @dataclass
 class Requantized(Kept):
-    """A quantized weight, which the backward pass quantizes again: the weight itself is there anyway.
+    """A tensor that the backward pass quantizes again, as it is there anyway.
+
+    That is so for a weight, and for an activation with a learned range, whose gradient needs it.
 
     Attributes:
-        weight: float, shape ``(O, ...)``.
-        step: float32, one value a filter, broadcasts against ``weight``.
+        tensor: float, any shape.
+        step: float32, positive: one value for all, or one for each entry of the first dimension.
         limits: lowest and highest code.
         offset: of the grid, 0 or 1/2 (midrise).
     """
 
-    weight: Tensor
+    tensor: Tensor
     step: Tensor
     limits: tuple[int, int]
     offset: float = 0.0
-    tensors = ('weight', 'step')
+    tensors = ('tensor', 'step')
 
     def values(self, slot: str) -> Tensor:
-        return _quantize_rows(dense(self.weight), self.step, self.limits, self.offset, slot)
-
-
-@dataclass
-class Rounded(Kept):
-    """An activation that the backward pass quantizes again, because the gradient of its range needs it anyway.
-
-    Attributes:
-        x: float, any shape.
-        step: float32 scalar, not below the floor of a step.
-        limits: lowest and highest code.
-    """
-
-    x: Tensor
-    step: Tensor
-    limits: tuple[int, int]
-    tensors = ('x', 'step')
-
-    def values(self, slot: str) -> Tensor:
-        return encode_activation(self.x, self.step, 1, self.limits, slot, keep=False).values
+        return _quantize_rows(dense(self.tensor), self.step, self.limits, self.offset, slot)
 
 
 @dataclass
@@ -173,17 +156,10 @@ def encode_weight(weight: Tensor, step: Tensor, limits: tuple[int, int], slot: s
     return Encoded(values, Requantized(weight.detach(), step, limits, offset))
 
 
-def encode_learned_weight(
-    values: Tensor, weight: Tensor, step: Tensor, limits: tuple[int, int], offset: float
-) -> Encoded:
+def encode_learned(values: Tensor, x: Tensor, step: Tensor, limits: tuple[int, int], offset: float = 0.0) -> Encoded:
     """The result of :func:`~mmgdrq.quant.fake_quantize_learned` as an operand that keeps no copy of it."""
-    codes = Requantized(weight.detach(), step.detach().contiguous(), limits, offset)
+    codes = Requantized(x.detach(), step.detach().contiguous(), limits, offset)
     return Encoded(values.detach(), codes, values)
-
-
-def encode_learned_activation(values: Tensor, x: Tensor, step: Tensor, limits: tuple[int, int]) -> Encoded:
-    """The same for an activation with its scalar step."""
-    return Encoded(values.detach(), Rounded(x.detach(), step.detach(), limits), values)
 
 
 def encode_clipped(x: Tensor, threshold: Tensor, signed: bool) -> Encoded:

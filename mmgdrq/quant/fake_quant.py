@@ -11,6 +11,10 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
+from . import native
+from .backend import on_cpu
+from .scratch import dense
+
 MIN_STEP = 1e-12
 """Floor of a quantization step: an all-zero group or input still has finite codes."""
 
@@ -131,11 +135,19 @@ class _LearnedStep(Function):
     def forward(ctx, x, step, limits, grad_scale, offset):
         ctx.save_for_backward(x, step)  # not a copy: the layer that made x, or the float layer, keeps it as well
         ctx.limits, ctx.grad_scale, ctx.offset = limits, grad_scale, offset
+        if _by_kernel(x, step):
+            values = torch.empty_like(x)
+            native.encode_rows(x, step, values, limits, offset)
+            return values
         return _cast(dequantize(quantize(x, step, limits, offset), step, offset), x.dtype)
 
     @staticmethod
     def backward(ctx, grad):
         x, step = ctx.saved_tensors
+        if _by_kernel(x, step, grad) and grad.stride() == x.stride():
+            result, sums = torch.empty_like(x), torch.empty_like(step)
+            native.learned_backward(x, grad, step, result, sums, ctx.limits, ctx.offset)
+            return result, sums.mul_(ctx.grad_scale), None, None, None
         scaled = torch.div(x.float(), step)
         (low, high), offset = ctx.limits, ctx.offset
         levels = round_to_codes_(scaled.clone(), ctx.limits, offset).add_(offset)
@@ -143,6 +155,12 @@ class _LearnedStep(Function):
         slope = torch.where(inside, levels - scaled, levels)
         grad_step = (grad.float() * slope).sum_to_size(step.shape) * ctx.grad_scale
         return grad * inside, grad_step, None, None, None
+
+
+def _by_kernel(x: Tensor, step: Tensor, *others: Tensor) -> bool:
+    """Whether ``native`` works on ``x`` with one step for all of it, or one a row."""
+    by_rows = step.numel() == 1 or (step.dim() == x.dim() and step.numel() == x.shape[0] == step.shape[0])
+    return on_cpu(x, step, *others) and by_rows and x.numel() > 0 and dense(x) is x and step.is_contiguous()
 
 
 def fake_quantize_learned(

@@ -56,6 +56,22 @@ KERNEL void encode_block(const float *restrict x, float *restrict values, uint8_
         for (int64_t i = 0; i < n; i++) inside[i] = (x[i] >= g.low) & (x[i] <= g.high);
 }
 
+/* Gradients of LSQ: result = grad * inside, and the sum of grad times the slope of the values over the step. */
+KERNEL void learned_block(const float *restrict x, const float *restrict grad, float *restrict result, int64_t n, grid g,
+                          double *sum) {
+    float total = 0, last = g.highest + 2 * g.offset; /* midrise: half a step beyond the outer levels */
+#pragma omp simd reduction(+ : total)
+    for (int64_t i = 0; i < n; i++) {
+        float scaled = x[i] / g.step, level = rintf(scaled - g.offset);
+        level = g.lowest > level ? g.lowest : level;
+        level = (g.highest < level ? g.highest : level) + g.offset;
+        int32_t inside = (scaled >= g.lowest) & (scaled <= last);
+        total += grad[i] * (inside ? level - scaled : level);
+        result[i] = grad[i] * (float)inside;
+    }
+    *sum += total;
+}
+
 KERNEL void sum_block(const float *restrict x, int64_t n, double *sum, double *count) {
     float total = 0;
     int32_t nonzero = 0;
@@ -208,10 +224,12 @@ void mmgdrq_checksum(const uint8_t *bytes, uint64_t *result, int64_t n, int thre
 /* One step a row. */
 void mmgdrq_encode_rows(const float *x, const float *steps, float *values, int64_t rows, int64_t columns, float lowest,
                         float highest, float offset, int threads) {
+    int64_t blocks = (columns + BLOCK - 1) / BLOCK;
 #pragma omp parallel for num_threads(threads) schedule(static)
-    for (int64_t r = 0; r < rows; r++) {
+    for (int64_t b = 0; b < rows * blocks; b++) {
+        int64_t r = b / blocks, start = b % blocks * BLOCK, i = r * columns + start;
         grid g = {steps[r], offset, lowest, highest, 0, 0, 0};
-        quantize_block(x + r * columns, values + r * columns, columns, g);
+        quantize_block(x + i, values + i, least(BLOCK, columns - start), g);
     }
 }
 
@@ -224,6 +242,22 @@ void mmgdrq_encode_mean_rows(const float *x, float *steps, float *values, int64_
         steps[r] = step_of(sum_row(row, columns) / (float)columns * k, levels, floor);
         grid g = {steps[r], offset, lowest, highest, 0, 0, 0};
         quantize_block(row, values + r * columns, columns, g);
+    }
+}
+
+/* One step a row, or one for all; sums receives the sum of every step. */
+void mmgdrq_learned_backward(const float *x, const float *grad, const float *steps, float *result, float *sums,
+                             int64_t rows, int64_t columns, float lowest, float highest, float offset, int threads) {
+#pragma omp parallel for num_threads(threads) schedule(static) if (rows > 1)
+    for (int64_t r = 0; r < rows; r++) {
+        grid g = {steps[r], offset, lowest, highest, 0, 0, 0};
+        double sum = 0;
+#pragma omp parallel for num_threads(threads) reduction(+ : sum) schedule(static) if (rows == 1)
+        for (int64_t i = 0; i < columns; i += BLOCK) {
+            int64_t start = r * columns + i;
+            learned_block(x + start, grad + start, result + start, least(BLOCK, columns - i), g, &sum);
+        }
+        sums[r] = (float)sum;
     }
 }
 

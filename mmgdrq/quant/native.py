@@ -19,6 +19,7 @@ _SIGNATURES = {
     'statistic': [_POINTER, _POINTER, _LONG, _FLOAT, _INT, _INT],
     'encode_rows': [_POINTER] * 3 + [_LONG, _LONG] + [_FLOAT] * 3 + [_INT],
     'encode_mean_rows': [_POINTER] * 3 + [_LONG, _LONG] + [_FLOAT] * 6 + [_INT],
+    'learned_backward': [_POINTER] * 5 + [_LONG, _LONG] + [_FLOAT] * 3 + [_INT],
     'sum_rows': [_POINTER, _POINTER, _LONG, _LONG, _INT],
     'decode': [_POINTER] * 3 + [_LONG, _LONG, _INT, _INT, _INT],
     'mask': [_POINTER, _POINTER, _LONG, _INT, _INT],
@@ -90,13 +91,20 @@ def encode(
 
 
 def encode_rows(weight: Tensor, steps: Tensor, values: Tensor, limits: tuple[int, int], offset: float) -> None:
-    """Fake-quantize a weight with one step a filter."""
-    _call('encode_rows', weight, steps, values, *_rows(weight), *limits, offset)
+    """Fake-quantize a weight with one step a filter, or any dense tensor with one step."""
+    rows = steps.numel()
+    _call('encode_rows', weight, steps, values, rows, weight.numel() // rows, *limits, offset)
 
 
 def encode_mean_rows(weight, steps, values, limits, offset: float, k: float, levels: int, floor: float) -> None:
     """The same with the range ``k * mean|W|`` of each filter; ``steps`` receives the steps."""
     _call('encode_mean_rows', weight, steps, values, *_rows(weight), *limits, offset, k, levels, floor)
+
+
+def learned_backward(x, grad, steps, result, sums, limits: tuple[int, int], offset: float) -> None:
+    """``result`` receives the gradient of ``x`` by LSQ, ``sums`` that of every step before its factor."""
+    rows = steps.numel()
+    _call('learned_backward', x, grad, steps, result, sums, rows, x.numel() // rows, *limits, offset)
 
 
 def decode(stored: Tensor, steps: Tensor, values: Tensor, lowest: int, bits: int) -> None:

@@ -139,6 +139,9 @@ def encode(
 
 def encode_rows(weight: Tensor, steps: Tensor, values: Tensor, limits: tuple[int, int], offset: float) -> None:
     """As :func:`mmgdrq.quant.native.encode_rows`."""
+    if steps.numel() == 1 and not offset:  # an activation: many programs, not one
+        encode(weight, values, None, None, None, None, steps, 1, 0.0, limits, False)
+        return
     _by_rows(weight, steps, values, (*limits, offset), 1.0, 1, 1.0, False)
 
 

@@ -82,6 +82,11 @@ def plain_losses():
     return losses_of(PLAIN)
 
 
+def test_losses_of_100_steps_with_learned_ranges():
+    config = dict(weight=LEARNED, activation=LEARNED)
+    torch.testing.assert_close(losses_of({}, **config), losses_of(PLAIN, **config), rtol=0.02, atol=0.02)
+
+
 @pytest.mark.parametrize('switches', [{}, *SWITCHES], ids=str)
 def test_losses_of_100_steps(plain_losses, switches):
     losses = losses_of(switches)

@@ -18,6 +18,7 @@ from mmgdrq.quant import (
     encode_weight,
     encode_weight_by_rule,
     fake_quantize_activation,
+    fake_quantize_learned,
     fake_quantize_weight,
     native,
     relu,
@@ -146,6 +147,34 @@ def test_relu_equals_torch(kernels, shape, inplace):
     assert torch.equal(one.grad, two.grad)
 
 
+@pytest.mark.parametrize('layout', ['contiguous', 'channels_last', 'gaps'])
+@pytest.mark.parametrize(('limits', 'offset'), [((0, 15), 0.0), ((-8, 7), 0.0), ((-2, 1), 0.5)])
+@pytest.mark.parametrize('steps', [(), (1, 1, 1, 1), (6, 1, 1, 1), (7,)], ids=str)
+def test_learned_gradients_are_those_of_the_torch_path(steps, limits, offset, layout):
+    generator = torch.Generator().manual_seed(0)
+    start = torch.randn(6, 40, 6, 7, generator=generator)
+    start.view(-1)[:4] = torch.tensor([0, 1e30, -1e30, 0.25])
+    start = {
+        'contiguous': start,
+        'channels_last': start.to(memory_format=torch.channels_last),
+        'gaps': start.transpose(0, 1)[:6, :, :, :],
+    }[layout]
+    step, upstream = torch.rand(steps, generator=generator) / 4 + 0.05, torch.randn(start.shape, generator=generator)
+    upstream = torch.empty_like(start).copy_(upstream)
+    results = []
+    for by_kernel in (False, True):
+        backend.enable(by_kernel)
+        x, s = start.clone().requires_grad_(), step.clone().requires_grad_()
+        y = fake_quantize_learned(x, s, limits, offset=offset)
+        y.backward(upstream)
+        results.append((y.detach(), x.grad, s.grad))
+    backend.enable(True)
+    plain, kernel = results
+    assert torch.equal(plain[0], kernel[0])
+    assert torch.equal(plain[1], kernel[1])
+    torch.testing.assert_close(plain[2], kernel[2], rtol=1e-4, atol=1e-6 * float(plain[2].abs().max()))
+
+
 @pytest.mark.skipif(not native.built(), reason='kernels are not built')
 @pytest.mark.parametrize('count', [1, 31, 32, 1000])
 @pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
@@ -213,6 +242,12 @@ for group_size in (1, 2, -1):
             return e.values.clone(), e.codes.values('weight').clone()
 
         check(*both(by_step), 'values again')
+
+        def by_one_step():
+            e = encode_weight(weight, torch.tensor(0.3), spec.code_limits, 'weight')
+            return e.values.clone(), e.codes.values('weight').clone()
+
+        check(*both(by_one_step), 'values again')
 
         def by_rule():
             e = encode_weight_by_rule(weight, spec, 'weight')
