@@ -15,6 +15,7 @@ TITLES = {
     'vgg11_digits': ('Classification: VGG-11 with BN on crops of digits', 'top-1'),
     'detection': ('Detection: Faster R-CNN (ResNet-18, FPN) on scenes of digits', 'AP'),
     'retinanet_digits': ('Detection: RetinaNet (ResNet-18, FPN) on scenes of digits', 'AP'),
+    'ssd_digits': ('Detection: SSD (VGG-11 without BN) on scenes of digits', 'AP'),
     'detection_bccd': ('Detection: Faster R-CNN (ResNet-18, FPN) on BCCD', 'AP'),
     'retinanet_bccd': ('Detection: RetinaNet (ResNet-18, FPN) on BCCD', 'AP'),
     'segmentation': ('Segmentation: FCN (ResNet-18) on scenes of digits', 'mIoU'),

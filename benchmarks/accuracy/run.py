@@ -19,6 +19,7 @@ TASKS = (
     'resnet18_digits',
     'vgg11_digits',
     'retinanet_digits',
+    'ssd_digits',
     'detection_bccd',
     'retinanet_bccd',
 )
