@@ -8,6 +8,6 @@ EXPERIMENT = Experiment(
     'configs/gdrq/ssd_vgg11_digits.py',
     {'coco/bbox_mAP': ('AP', 100), 'coco/bbox_mAP_50': ('AP50', 100)},
     epochs=3,
-    lr=2e-4,
+    lr=5e-4,
 )
 run = EXPERIMENT.run

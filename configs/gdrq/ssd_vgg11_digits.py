@@ -50,10 +50,10 @@ train_dataloader = dict(dataset=dict(pipeline=train_pipeline))
 val_dataloader = dict(dataset=dict(pipeline=test_pipeline))
 test_dataloader = dict(dataset=dict(pipeline=test_pipeline))
 
-# without BN a high learning rate diverges
-max_epochs = 6
+# without BN the digits take longer to learn, and a longer warm-up
+max_epochs = 8
 train_cfg = dict(max_epochs=max_epochs, val_interval=max_epochs)
-optim_wrapper = dict(optimizer=dict(lr=5e-4))
+optim_wrapper = dict(optimizer=dict(lr=1e-3))
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.02, by_epoch=False, begin=0, end=250),
     dict(type='CosineAnnealingLR', T_max=max_epochs, eta_min=1e-5, end=max_epochs, convert_to_iter_based=True),

@@ -450,3 +450,19 @@ def test_a_layer_with_two_weights_is_not_folded(name):
     net.train()(x)
     with pytest.raises(mmgdrq.errors.FoldError, match=r'fold: 1 \(SAConv2d\) computes with several weights'):
         mmgdrq.fold(net)
+
+
+def test_a_teacher_has_the_bits_of_its_student():
+    """mmdet's semi-supervised detectors train the student, and evaluate a teacher that follows it."""
+
+    def detector():
+        return nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3), nn.Conv2d(8, 8, 3), nn.Conv2d(8, 2, 1))
+
+    net = nn.ModuleDict(dict(student=detector(), teacher=detector()))
+    net['teacher'].requires_grad_(False)
+    net['student'][1].requires_grad_(False)
+    bits = {row.name: row.weight.bits for row in mmgdrq.plan(net)}
+    assert [bits[f'teacher.{i}'] for i in range(3)] == [bits[f'student.{i}'] for i in range(3)] == [8, 8, 2]
+    other = nn.ModuleDict(dict(student=detector(), teacher=nn.Sequential(*detector(), nn.Conv2d(2, 2, 1))))
+    other['teacher'].requires_grad_(False)
+    assert {row.weight.bits for row in mmgdrq.plan(other) if row.name.startswith('teacher')} == {8}, 'another network'
