@@ -13,14 +13,16 @@ IMAGE_CHANNELS = 4
 
 _PREDICTION = re.compile(
     r'(^|_)(cls|reg|obj|seg|logits|logit|centerness|iou|kernel|offset|wh|heatmap|coord|coeff|loc|shape|score|pred|out|'
-    r'refine|controller|classifier|params?|(cls_|dist_)?head|head_dist|segm_conv|mask_feature)(_preds?|s)?$'
+    r'refine|controller|classifier|params?|(cls_|dist_)?head|head_dist|segm_conv|mask_feature|fc_mask|se_layer|'
+    r'classes_proj|patch_proj)(_preds?|s)?$'
 )
 _HEAD = re.compile(r'(^|_)heads?$')
 _INTERNAL = re.compile(r'(^|_)(conv_offset|dcn_offset|sampling_offsets|pre_logits)$')
 _BRANCH = re.compile(
     r'.*head.*?\.((heatmap|wh|offset)_head|(cls|class|mask|bbox)_embed|reg_branch|(aux_)?(cls|reg)_branches\.\d+|'
     r'fc_reg\.layers|(tl|br)_(heat|off|emb|guiding_shift|centripetal_shift)\.\d+|(cls_prob|reg_offset)_module|'
-    r'conv_mask_list(_[xy])?\.\d+|grid_head\.deconv2|protonet|glbctx_head|mask_head\.projection)(?=\.|$)'
+    r'conv_mask_list(_[xy])?\.\d+|grid_head\.deconv2|protonet|glbctx_head|mask_head\.projection|'
+    r'mask_decoder\.(query|pix)_mlp|rec_with_attnbias\.proj)(?=\.|$)'
 )
 """A branch of layers within a head, of which the last one predicts; of DETR-like heads one a decoder layer."""
 _TASK_LIST = re.compile(r'.*head.*\.(cls|reg)_convs\.\d+(?=\.)')
@@ -39,7 +41,7 @@ def is_prediction(name: str) -> bool:
     parts = [part for part in name.split('.') if not part.isdigit()]
     if not any(_HEAD.search(part) for part in parts[:-1]):
         return False
-    if parts[-1] in ('conv', 'linear'):  # of a module that wraps the layer
+    if parts[-1] == 'linear' or parts[-2:] == ['conv_pred', 'conv']:  # of a module that wraps the layer
         parts = parts[:-1]
     if _BRANCH.match(name) or _INTERNAL.search(parts[-1]) or _TOWER.search('.'.join(parts)):
         return False
