@@ -39,7 +39,7 @@ def is_prediction(name: str) -> bool:
     (True, True)
     """
     parts = [part for part in name.split('.') if not part.isdigit()]
-    if not any(_HEAD.search(part) for part in parts[:-1]):
+    if not any(_HEAD.search(part) for part in parts):
         return False
     if parts[-1] == 'linear' or parts[-2:] == ['conv_pred', 'conv']:  # of a module that wraps the layer
         parts = parts[:-1]

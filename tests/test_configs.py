@@ -47,6 +47,8 @@ def shrink(value, size: int) -> None:
             if key in step:
                 square = isinstance(step[key], int) or step[key][0] == step[key][1]
                 step[key] = size if isinstance(step[key], int) else (size if square else 2 * size, size)
+        if 'ratio_range' in step and step['type'] == 'RandomResize':
+            step['ratio_range'] = (1.0, 2.0)  # not below the crop
 
 
 def pipelines(dataset: dict) -> list[list]:
@@ -57,7 +59,7 @@ def pipelines(dataset: dict) -> list[list]:
 def small(cfg: Config, work_dir: Path) -> Config:
     """The config for one epoch or iteration of a few images, without validation, checkpoints and downloads."""
     cfg.work_dir, cfg.experiment_name = str(work_dir), f'config_{work_dir.name}'
-    cfg.load_from = None
+    cfg.load_from, cfg.randomness = None, dict(seed=0)
     cfg.train_dataloader.update(batch_size=2, num_workers=0, persistent_workers=False)
     by_iter = cfg.train_cfg.get('type') == 'IterBasedTrainLoop'
     cfg.train_cfg = dict(type='IterBasedTrainLoop', max_iters=1) if by_iter else dict(by_epoch=True, max_epochs=1)

@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn.utils import parametrizations
 
 import mmgdrq
-from mmgdrq.edges import is_prediction
+from mmgdrq.edges import is_prediction, prediction_layers
 from mmgdrq.errors import ConfigError
 
 
@@ -169,6 +169,37 @@ def test_prediction_layers_of_branches():
     )
     expected = {'bbox_head.cls_convs.0.1', 'bbox_head.cls_convs.1.1', 'bbox_head.reg_convs.0.0'}
     assert at_eight(ssd) == {'backbone.conv1', *expected}
+
+
+@pytest.mark.parametrize(
+    ('names', 'expected'),
+    [
+        ('bbox_head.aux_cls_branches.0 bbox_head.aux_reg_branches.0.0 bbox_head.aux_reg_branches.0.2', {0, 2}),
+        ('neck.1.dyhead_blocks.0.spatial_conv_offset bbox_head.atss_cls bbox_head.cls_convs.0.conv', {1}),
+        ('panoptic_head.pixel_decoder.output_convs.0.conv panoptic_head.pixel_decoder.mask_feature', {1}),
+        ('decode_head.kernel_update_head.0.fc_mask decode_head.kernel_update_head.0.mask_fcs.0', {0}),
+        ('bbox_head.rtm_kernel.0 bbox_head.mask_head.stacked_convs.0.conv bbox_head.mask_head.projection', {0, 2}),
+        ('bbox_head.tl_off.0.0.conv bbox_head.tl_off.0.1.conv bbox_head.tl_dcn_offset.0.conv', {1}),
+        ('backbone.layers.0.fc neck.head', {1}),
+        ('backbone.layers.0.fc neck.fc', {1}),
+    ],
+)
+def test_prediction_layers_by_their_names(names, expected):
+    names = names.split()
+    assert set(prediction_layers(dict.fromkeys(names))) == {names[i] for i in expected}
+
+
+def test_a_momentum_encoder_is_frozen_and_predicts_nothing():
+    def encoder():
+        return nn.Sequential(conv(3, 8), conv(8, 8), conv(8, 4))
+
+    model = nn.ModuleDict(
+        dict(backbone=nn.Sequential(conv(3, 8), conv(8, 8)), neck=nn.Linear(8, 4), encoder_k=encoder())
+    )
+    model['encoder_k'].requires_grad_(False)
+    found = rows(model)
+    assert found['neck'].reason == 'prediction layer'
+    assert found['encoder_k.2'].reason.startswith('frozen')
 
 
 def test_later_rules_win():
@@ -420,6 +451,102 @@ REAL_HEADS = {
         'bbox_head',
         dict(type='TOODHead', num_classes=3, in_channels=8, feat_channels=8, norm_cfg=None, anchor_generator=ANCHORS),
         {'tood_cls', 'tood_reg', 'cls_prob_module.2', 'reg_offset_module.2'},
+    ),
+    'DecoupledSOLOHead': (
+        'mask_head',
+        dict(
+            type='DecoupledSOLOHead',
+            num_classes=3,
+            in_channels=8,
+            feat_channels=8,
+            strides=(8, 16),
+            num_grids=(4, 2),
+            **SOLO,
+        ),
+        {'conv_cls', *(f'conv_mask_list_{axis}.{i}' for axis in 'xy' for i in (0, 1))},
+    ),
+    'SOLOV2Head': (
+        'mask_head',
+        dict(
+            type='SOLOV2Head',
+            num_classes=3,
+            in_channels=8,
+            feat_channels=8,
+            strides=(8, 16),
+            num_grids=(4, 2),
+            mask_feature_head=dict(
+                feat_channels=8, start_level=0, end_level=1, out_channels=4, mask_stride=4, norm_cfg=None
+            ),
+            **SOLO,
+        ),
+        {'conv_cls', 'conv_kernel', 'mask_feature_head.conv_pred.conv'},
+    ),
+    'RepPointsHead': (
+        'bbox_head',
+        dict(type='RepPointsHead', num_classes=3, in_channels=8, feat_channels=8, point_feat_channels=8),
+        {'reppoints_cls_out', 'reppoints_pts_init_out', 'reppoints_pts_refine_out'},
+    ),
+    'YOLACTProtonet': (
+        'mask_head',
+        dict(
+            type='YOLACTProtonet',
+            in_channels=8,
+            proto_channels=(8, None, 4),
+            proto_kernel_sizes=(3, -2, 1),
+            num_classes=3,
+            with_seg_branch=True,
+        ),
+        {'protonet.4', 'segm_branch.segm_conv'},
+    ),
+    'GlobalContextHead': (
+        'roi_head.glbctx_head',
+        dict(type='GlobalContextHead', num_convs=1, in_channels=8, conv_out_channels=8, num_classes=3),
+        {'fc'},
+    ),
+    'EncHead': (
+        'decode_head',
+        dict(type='mmseg.EncHead', in_channels=[8], in_index=[0], channels=8, num_classes=3, num_codes=2),
+        {'conv_seg', 'se_layer'},
+    ),
+    'SegmenterMaskTransformerHead': (
+        'decode_head',
+        dict(
+            type='mmseg.SegmenterMaskTransformerHead',
+            in_channels=8,
+            channels=8,
+            embed_dims=8,
+            num_classes=3,
+            num_layers=1,
+            num_heads=2,
+        ),
+        {'patch_proj', 'classes_proj'},
+    ),
+    'FPNHead': (
+        'decode_head',
+        dict(
+            type='mmseg.FPNHead',
+            in_channels=[8, 8],
+            in_index=[0, 1],
+            feature_strides=[4, 8],
+            channels=8,
+            num_classes=3,
+        ),
+        {'conv_seg'},
+    ),
+    'DNLHead': (
+        'decode_head',
+        dict(type='mmseg.DNLHead', in_channels=8, channels=8, num_classes=3),
+        {'conv_seg'},
+    ),
+    'DDRHead': (
+        'decode_head',
+        dict(type='mmseg.DDRHead', in_channels=8, channels=8, num_classes=3, norm_cfg=dict(type='BN')),
+        {'conv_seg', 'aux_cls_seg'},
+    ),
+    'VisionTransformerClsHead': (
+        'head',
+        dict(type='mmpretrain.VisionTransformerClsHead', num_classes=3, in_channels=8, hidden_dim=8),
+        {'layers.head'},
     ),
     'SSDHead': (
         'bbox_head',
