@@ -51,6 +51,14 @@ The fine-tuning schedule:
 | W4A4, W8A8 | rounding from the beginning | |
 | BN and stem | trained: `frozen_stages=-1`, `norm_eval=False` | rounding moves the statistics of every layer |
 
+SSD: mmdet 3.3.0's own `SSDHead` trains, but cannot predict (open-mmlab/mmdetection issue 11780), with or without
+quantization. The configs here have `bbox_head=dict(type='mmgdrq.SSDHead')`, the same head with that one line mended; an
+SSD config of yours needs it as well.
+
+What the accuracy tables of a CPU use instead of the large models is small: ResNet-18 with fewer channels, VGG-11 and
+VGG-16 with BN on crops of 32 pixels, SSD on VGG-11 without BN at 64 pixels. They are the `*_digits` and `*_bccd`
+configs, float baselines that become quantized ones by the two lines of the README.
+
 A `freeze` in `stages` ends the updates of ranges and BN statistics for the last epochs (Krishnamoorthi, arXiv
 1806.08342). A frozen backbone stage that a config of yours keeps has 8 bits: it is rounded, but not trained.
 

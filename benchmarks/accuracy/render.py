@@ -13,6 +13,7 @@ TITLES = {
     'classification_long': ('Classification, six times as long', 'top-1'),
     'resnet18_digits': ('Classification: ResNet-18 on crops of digits', 'top-1'),
     'vgg11_digits': ('Classification: VGG-11 with BN on crops of digits', 'top-1'),
+    'vgg16_digits': ('Classification: VGG-16 with BN on crops of digits', 'top-1'),
     'detection': ('Detection: Faster R-CNN (ResNet-18, FPN) on scenes of digits', 'AP'),
     'retinanet_digits': ('Detection: RetinaNet (ResNet-18, FPN) on scenes of digits', 'AP'),
     'ssd_digits': ('Detection: SSD (VGG-11 without BN) on scenes of digits', 'AP'),

@@ -18,6 +18,7 @@ TASKS = (
     'segmentation',
     'resnet18_digits',
     'vgg11_digits',
+    'vgg16_digits',
     'retinanet_digits',
     'ssd_digits',
     'detection_bccd',
