@@ -40,15 +40,14 @@ def hooks_of(cfg: Config) -> list[dict]:
     return [hook for hook in cfg.get('custom_hooks') or [] if hook['type'] == 'mmgdrq.GDRQHook']
 
 
-def shrink(value, size: int) -> None:
+def shrink(pipeline: list, size: int) -> None:
     """Make the images of a pipeline small, in place."""
-    for step in value:
+    for step in pipeline:
         for key in ('scale', 'crop_size', 'size'):
             if key in step:
-                square = isinstance(step[key], int) or step[key][0] == step[key][1]
-                step[key] = size if isinstance(step[key], int) else (size if square else 2 * size, size)
-        if 'ratio_range' in step and step['type'] == 'RandomResize':
-            step['ratio_range'] = (1.0, 2.0)  # not below the crop
+                step[key] = size if isinstance(step[key], int) else (size, size)
+        if step['type'] == 'RandomResize':
+            step.update(scale=(2 * size, size), ratio_range=(1.0, 2.0))  # not smaller than the crop
 
 
 def pipelines(dataset: dict) -> list[list]:
