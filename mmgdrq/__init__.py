@@ -4,6 +4,7 @@ from . import compat
 from .builder import build_quantized
 from .convert import quantize
 from .deploy import fold, load_deployed
+from .heads import build_ssd_head
 from .hooks import GDRQHook, ScaleClipHook
 from .layers import Conv2d, Linear, set_execution
 from .policy import make_plan as plan
@@ -19,6 +20,7 @@ __all__ = [
     'ScaleClipHook',
     '__version__',
     'build_quantized',
+    'build_ssd_head',
     'compat',
     'fold',
     'get_stage',

@@ -13,13 +13,16 @@ IMAGE_CHANNELS = 4
 
 _PREDICTION = re.compile(
     r'(^|_)(cls|reg|obj|seg|logits|logit|centerness|iou|kernel|offset|wh|heatmap|coord|coeff|loc|shape|score|pred|out|'
-    r'refine|controller|classifier|params?|(cls_|dist_)?head|head_dist)(_preds?|_convs?|s)?$'
+    r'refine|controller|classifier|params?|(cls_|dist_)?head|head_dist|segm_conv|mask_feature|fc_mask|se_layer|'
+    r'classes_proj|patch_proj)(_preds?|s)?$'
 )
-_INTERNAL = ('conv', 'conv_offset', 'sampling_offsets')
+_HEAD = re.compile(r'(^|_)heads?$')
+_INTERNAL = re.compile(r'(^|_)(conv_offset|dcn_offset|sampling_offsets|pre_logits)$')
 _BRANCH = re.compile(
-    r'.*head.*?\.((heatmap|wh|offset)_head|(cls|class|mask|bbox)_embed|reg_branch|(cls|reg)_branches\.\d+|fc_reg\.layers|'
-    r'(tl|br)_(heat|off|emb|guiding_shift|centripetal_shift)\.\d+|(cls_prob|reg_offset)_module|'
-    r'conv_mask_list\.\d+|grid_head\.deconv2)(?=\.|$)'
+    r'.*head.*?\.((heatmap|wh|offset)_head|(cls|class|mask|bbox)_embed|reg_branch|(aux_)?(cls|reg)_branches\.\d+|'
+    r'fc_reg\.layers|(tl|br)_(heat|off|emb|guiding_shift|centripetal_shift)\.\d+|(cls_prob|reg_offset)_module|'
+    r'conv_mask_list(_[xy])?\.\d+|grid_head\.deconv2|protonet|glbctx_head|mask_head\.projection|'
+    r'mask_decoder\.(query|pix)_mlp|rec_with_attnbias\.proj)(?=\.|$)'
 )
 """A branch of layers within a head, of which the last one predicts; of DETR-like heads one a decoder layer."""
 _TASK_LIST = re.compile(r'.*head.*\.(cls|reg)_convs\.\d+(?=\.)')
@@ -36,11 +39,11 @@ def is_prediction(name: str) -> bool:
     (True, True)
     """
     parts = [part for part in name.split('.') if not part.isdigit()]
-    if not any('head' in part for part in parts[:-1]):
+    if not any(_HEAD.search(part) for part in parts):
         return False
-    if parts[-1] == 'linear':
+    if parts[-1] == 'linear' or parts[-2:] == ['conv_pred', 'conv']:  # of a module that wraps the layer
         parts = parts[:-1]
-    if _BRANCH.match(name) or parts[-1] in _INTERNAL or _TOWER.search('.'.join(parts)):
+    if _BRANCH.match(name) or _INTERNAL.search(parts[-1]) or _TOWER.search('.'.join(parts)):
         return False
     return bool(_PREDICTION.search(parts[-1]))
 
@@ -77,9 +80,23 @@ def _last_of_each(group: re.Pattern, names: Iterable[str]) -> list[str]:
 
 
 def frozen_layers(layers: Layers) -> list[str]:
-    """The layers whose weights are not trained, in a model that trains others."""
-    fixed = [name for name, layer in layers.items() if not _trained(layer)]
-    return fixed if len(fixed) < len(layers) else []
+    """The layers whose weights are not trained, in a model that trains others.
+
+    A network beside one with the same layers follows it, as the teacher of mmdet's semi-supervised detectors does,
+    which is also the one that is evaluated: its layers count as frozen only where those of the other are.
+    """
+    trained = {name for name, layer in layers.items() if _trained(layer)}
+    networks: dict[str, set[str]] = {}
+    for name in layers:
+        network, _, rest = name.partition('.')
+        networks.setdefault(network, set()).add(rest)
+    leaders = {name.partition('.')[0] for name in trained}
+    for leader in leaders:
+        for follower in set(networks) - leaders:
+            if networks[follower] == networks[leader]:
+                rests = [rest for rest in networks[leader] if f'{leader}.{rest}' in trained]
+                trained |= {f'{follower}.{rest}' for rest in rests}
+    return [name for name in layers if name not in trained] if trained else []
 
 
 def _trained(layer: nn.Module) -> bool:

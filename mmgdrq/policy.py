@@ -160,7 +160,8 @@ def _default_decisions(layers: list[Layer], weight: WeightSpec, activation: Acti
     usable = [layer for layer in layers if not layer.reason]
     modules = {layer.names[0]: layer.module for layer in usable}
     edges = dict.fromkeys(frozen_layers(modules), 'frozen: rounded, but not trained')
-    edges.update(dict.fromkeys(prediction_layers(modules), 'prediction layer'))
+    trained = {name: module for name, module in modules.items() if name not in edges}
+    edges.update(dict.fromkeys(prediction_layers(trained), 'prediction layer'))
     edges.update(dict.fromkeys(image_layers(modules), 'reads the image'))
     decisions: dict[str, Decision] = {layer.names[0]: (None, None, layer.reason) for layer in layers}
     for layer in usable:

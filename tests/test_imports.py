@@ -35,6 +35,7 @@ ALLOWED = {
     'schedule': {'errors'},
     'scale_clip': {'quant', 'layers'},
     'convert': {'errors', 'layers', 'policy', 'stages'},
+    'heads': {'registry'},
     'builder': {'errors', 'layers', 'policy', 'schedule', 'stages', 'convert', 'registry'},
     'analysis': {'quant', 'layers', 'analysis'},
     'deploy': {'errors', 'files', 'quant', 'layers', 'policy', 'stages', 'convert', 'builder'},

@@ -1,12 +1,11 @@
 """Which layer is quantized to what, and why."""
 
 import pytest
-from mmengine.registry import MODELS, init_default_scope
 from torch import nn
 from torch.nn.utils import parametrizations
 
 import mmgdrq
-from mmgdrq.edges import is_prediction
+from mmgdrq.edges import is_prediction, prediction_layers
 from mmgdrq.errors import ConfigError
 
 
@@ -126,6 +125,10 @@ def test_edges_keep_what_is_above_eight_bits():
         ('decode_head.conv_seg', True),
         ('decode_head.convs.0.conv', False),
         ('bbox_head.bbox_pred', True),
+        ('bbox_head.reppoints_cls_conv', False),
+        ('bbox_head.reppoints_cls_out', True),
+        ('head.layers.pre_logits', False),
+        ('head.layers.head', True),
         ('bbox_head.cls_convs.0.conv.conv_offset', False),
         ('decode_head.pixel_decoder.encoder.layers.0.self_attn.sampling_offsets', False),
         ('head.conv_cls_head', True),
@@ -165,6 +168,37 @@ def test_prediction_layers_of_branches():
     )
     expected = {'bbox_head.cls_convs.0.1', 'bbox_head.cls_convs.1.1', 'bbox_head.reg_convs.0.0'}
     assert at_eight(ssd) == {'backbone.conv1', *expected}
+
+
+@pytest.mark.parametrize(
+    ('names', 'expected'),
+    [
+        ('bbox_head.aux_cls_branches.0 bbox_head.aux_reg_branches.0.0 bbox_head.aux_reg_branches.0.2', {0, 2}),
+        ('neck.1.dyhead_blocks.0.spatial_conv_offset bbox_head.atss_cls bbox_head.cls_convs.0.conv', {1}),
+        ('panoptic_head.pixel_decoder.output_convs.0.conv panoptic_head.pixel_decoder.mask_feature', {1}),
+        ('decode_head.kernel_update_head.0.fc_mask decode_head.kernel_update_head.0.mask_fcs.0', {0}),
+        ('bbox_head.rtm_kernel.0 bbox_head.mask_head.stacked_convs.0.conv bbox_head.mask_head.projection', {0, 2}),
+        ('bbox_head.tl_off.0.0.conv bbox_head.tl_off.0.1.conv bbox_head.tl_dcn_offset.0.conv', {1}),
+        ('backbone.layers.0.fc neck.head', {1}),
+        ('backbone.layers.0.fc neck.fc', {1}),
+    ],
+)
+def test_prediction_layers_by_their_names(names, expected):
+    names = names.split()
+    assert set(prediction_layers(dict.fromkeys(names))) == {names[i] for i in expected}
+
+
+def test_a_momentum_encoder_is_frozen_and_predicts_nothing():
+    def encoder():
+        return nn.Sequential(conv(3, 8), conv(8, 8), conv(8, 4))
+
+    model = nn.ModuleDict(
+        dict(backbone=nn.Sequential(conv(3, 8), conv(8, 8)), neck=nn.Linear(8, 4), encoder_k=encoder())
+    )
+    model['encoder_k'].requires_grad_(False)
+    found = rows(model)
+    assert found['neck'].reason == 'prediction layer'
+    assert found['encoder_k.2'].reason.startswith('frozen')
 
 
 def test_later_rules_win():
@@ -360,92 +394,3 @@ def test_layers_that_a_fast_path_bypasses_stay_in_float():
     assert plan['2'].quantized
     with pytest.raises(ConfigError, match='cannot be quantized'):
         mmgdrq.plan(net, rules=[dict(pattern='1.linear1', weight=dict(bits=8))])
-
-
-ANCHORS = dict(type='AnchorGenerator', ratios=[1.0], scales=[8], strides=[8, 16])
-SOLO = dict(
-    scale_ranges=((1, 96), (48, 192)),
-    stacked_convs=1,
-    norm_cfg=None,
-    loss_mask=dict(type='DiceLoss', use_sigmoid=True),
-    loss_cls=dict(type='FocalLoss', use_sigmoid=True),
-)
-REAL_HEADS = {
-    'CornerHead': (
-        'bbox_head',
-        dict(type='CornerHead', num_classes=3, in_channels=8, num_feat_levels=2, corner_emb_channels=1),
-        {f'{c}_{part}.{i}.1.conv' for c in ('tl', 'br') for part in ('heat', 'off', 'emb') for i in (0, 1)},
-    ),
-    'CentripetalHead': (
-        'bbox_head',
-        dict(type='CentripetalHead', num_classes=3, in_channels=8, num_feat_levels=1, corner_emb_channels=0),
-        {
-            f'{c}_{part}.0.1.conv'
-            for c in ('tl', 'br')
-            for part in ('heat', 'off', 'guiding_shift', 'centripetal_shift')
-        },
-    ),
-    'CondInstBboxHead': (
-        'bbox_head',
-        dict(type='CondInstBboxHead', num_classes=3, in_channels=8, feat_channels=8, num_params=9, norm_cfg=None),
-        {'conv_cls', 'conv_reg', 'conv_centerness', 'controller'},
-    ),
-    'DABDETRHead': (
-        'bbox_head',
-        dict(type='DABDETRHead', num_classes=3, embed_dims=8, loss_cls=dict(type='FocalLoss', use_sigmoid=True)),
-        {'fc_cls', 'fc_reg.layers.2'},
-    ),
-    'GridHead': (
-        'roi_head.grid_head',
-        dict(
-            type='GridHead', in_channels=8, point_feat_channels=4, num_convs=1, norm_cfg=dict(type='GN', num_groups=9)
-        ),
-        {'deconv2'},
-    ),
-    'SOLOHead': (
-        'mask_head',
-        dict(type='SOLOHead', num_classes=3, in_channels=8, feat_channels=8, strides=(8, 16), num_grids=(4, 2), **SOLO),
-        {'conv_cls', 'conv_mask_list.0', 'conv_mask_list.1'},
-    ),
-    'VFNetHead': (
-        'bbox_head',
-        dict(type='VFNetHead', num_classes=3, in_channels=8, feat_channels=8, stacked_convs=1, norm_cfg=None),
-        {'vfnet_cls', 'vfnet_reg', 'vfnet_reg_refine'},
-    ),
-    'TOODHead': (
-        'bbox_head',
-        dict(type='TOODHead', num_classes=3, in_channels=8, feat_channels=8, norm_cfg=None, anchor_generator=ANCHORS),
-        {'tood_cls', 'tood_reg', 'cls_prob_module.2', 'reg_offset_module.2'},
-    ),
-    'SSDHead': (
-        'bbox_head',
-        dict(
-            type='SSDHead',
-            num_classes=3,
-            in_channels=(8, 8, 8),
-            anchor_generator=dict(
-                type='SSDAnchorGenerator',
-                strides=[8, 16, 32],
-                ratios=[[2], [2], [2]],
-                min_sizes=[8, 16, 32],
-                max_sizes=[16, 32, 64],
-                input_size=64,
-            ),
-        ),
-        {f'{part}_convs.{i}.0' for part in ('cls', 'reg') for i in range(3)},
-    ),
-}
-
-
-@pytest.mark.parametrize('name', REAL_HEADS)
-def test_every_prediction_of_real_heads_has_eight_bits(name):
-    prefix, config, expected = REAL_HEADS[name]
-    init_default_scope('mmdet')
-    model = nn.ModuleDict(dict(backbone=nn.Conv2d(3, 8, 3)))
-    parent = model
-    for part in prefix.split('.')[:-1]:
-        parent.add_module(part, nn.Module())
-        parent = parent.get_submodule(part)
-    parent.add_module(prefix.split('.')[-1], MODELS.build(config))
-    found = {row.name for row in mmgdrq.plan(model) if row.weight.bits == 8} - {'backbone'}
-    assert found == {f'{prefix}.{layer}' for layer in expected}

@@ -2,8 +2,8 @@
 
     python tools/list_configs.py
 
-It builds every model without its weights and plans it; nothing is downloaded. Written are docs/configs.md,
-configs/gdrq/metafile.yml and model-index.yml.
+It builds every model without its weights and plans it; nothing is downloaded. Written are docs/configs.md, a page of
+plans for every model in docs/plans, configs/gdrq/metafile.yml and model-index.yml.
 """
 
 import re
@@ -19,7 +19,7 @@ import mmgdrq
 ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = ROOT / 'configs/gdrq'
 BITS = re.compile(r'_w(\d)a(\d)$')
-SHOWN = ('retinanet_r18_w2a4', 'fcn_vgg16_cityscapes_w2a4', 'resnet18_in1k_w2a4')
+PLANS = ROOT / 'docs/plans'
 TASKS = dict(mmdet='Object Detection', mmseg='Semantic Segmentation', mmpretrain='Image Classification')
 DATA = dict(
     CocoDataset='COCO',
@@ -51,17 +51,25 @@ The fine-tuning schedule:
 | W4A4, W8A8 | rounding from the beginning | |
 | BN and stem | trained: `frozen_stages=-1`, `norm_eval=False` | rounding moves the statistics of every layer |
 
+SSD: mmdet 3.3.0's own `SSDHead` trains, but cannot predict (open-mmlab/mmdetection issue 11780), with or without
+quantization. The configs here have `bbox_head=dict(type='mmgdrq.SSDHead')`, the same head with that one line mended; an
+SSD config of yours needs it as well.
+
+What the accuracy tables of a CPU use instead of the large models is small: ResNet-18 with fewer channels, VGG-11 and
+VGG-16 with BN on crops of 32 pixels, SSD on VGG-11 without BN at 64 pixels. They are the `*_digits` and `*_bccd`
+configs, float baselines that become quantized ones by the two lines of the README.
+
 A `freeze` in `stages` ends the updates of ranges and BN statistics for the last epochs (Krishnamoorthi, arXiv
 1806.08342). A frozen backbone stage that a config of yours keeps has 8 bits: it is rounded, but not trained.
 
-| config | inherits | data | weight layers | bits a weight | 8 bits at the edges |
-|---|---|---|---|---|---|
+| config | inherits | data | weight layers | bits a weight | 8 bits at the edges | plan |
+|---|---|---|---|---|---|---|
 """
 
 
 def main() -> None:
     warnings.simplefilter('ignore')
-    rows, plans, index = [], [], []
+    rows, plans, index = [], {}, []
     for path in sorted(CONFIGS.glob('*.py')):
         if not BITS.search(path.stem) or 'digits' in path.stem or 'bccd' in path.stem:
             continue
@@ -69,12 +77,35 @@ def main() -> None:
         plan = plan_of(cfg)
         rows.append(row_of(path, cfg, plan))
         index.append(entry_of(path, cfg))
-        if path.stem in SHOWN:
-            plans.append(f'## {path.stem}\n\n```\n{plan}\n```\n')
-    (ROOT / 'docs/configs.md').write_text(INTRODUCTION + '\n'.join(rows) + '\n\n# Plans\n\n' + '\n'.join(plans))
+        plans.setdefault(BITS.sub('', path.stem), {})[path.stem] = plan
+    (ROOT / 'docs/configs.md').write_text(INTRODUCTION + '\n'.join(rows) + '\n')
+    for old in PLANS.glob('*.md'):
+        old.unlink()
+    PLANS.mkdir(exist_ok=True)
+    for name, of_model in plans.items():
+        (PLANS / f'{name}.md').write_text(plans_page(name, of_model))
     models = dict(Collections=[dict(Name='GDRQ', Paper=PAPER)], Models=index)
     (CONFIGS / 'metafile.yml').write_text(yaml.safe_dump(models, sort_keys=False, width=200))
     (ROOT / 'model-index.yml').write_text('Import:\n  - configs/gdrq/metafile.yml\n')
+
+
+def plans_page(name: str, plans: dict[str, mmgdrq.policy.Plan]) -> str:
+    """The plans of the configs of one model side by side, which differ in nothing but their bits."""
+    variants = {config: BITS.search(config)[0][1:] for config in plans}
+    lines = [('layer', 'type', 'weights', *variants.values(), 'why')]
+    for same in zip(*plans.values()):
+        assert len({(row.name, row.reason) for row in same}) == 1, same
+        row = same[0]
+        lines.append((row.name, row.module, f'{row.parameters:,}', *map(_bits, same), row.reason))
+    widths = [max(map(len, column)) for column in zip(*lines)]
+    table = ['  '.join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip() for line in lines]
+    sums = [f'- `{config}`: {plan.summary()}' for config, plan in plans.items()]
+    head = [f'# {name}', '', 'Bits of weight / input. Written by `python tools/list_configs.py`.']
+    return '\n'.join([*head, '', *sums, '', '```', *table, '```', ''])
+
+
+def _bits(row: mmgdrq.policy.PlanRow) -> str:
+    return f'{row.weight.bits}/{row.activation.bits}' if row.weight else 'float'
 
 
 PAPER = dict(
@@ -98,7 +129,10 @@ def row_of(path: Path, cfg: Config, plan: mmgdrq.policy.Plan) -> str:
     edges = sum(bool(row.reason) for row in plan.quantized)
     name = f'[{path.stem}](../configs/gdrq/{path.name})'
     layers = f'{len(plan.quantized)} of {len(plan)}'
-    return f'| {name} | {inherited(path)} | {data_of(cfg)} | {layers} | {bits:.2f} | {edges} |'
+    page = BITS.sub('', path.stem)
+    return (
+        f'| {name} | {inherited(path)} | {data_of(cfg)} | {layers} | {bits:.2f} | {edges} | [plan](plans/{page}.md) |'
+    )
 
 
 def inherited(path: Path) -> str:

@@ -18,7 +18,9 @@ TASKS = (
     'segmentation',
     'resnet18_digits',
     'vgg11_digits',
+    'vgg16_digits',
     'retinanet_digits',
+    'ssd_digits',
     'detection_bccd',
     'retinanet_bccd',
 )

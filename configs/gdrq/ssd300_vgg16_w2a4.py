@@ -13,6 +13,7 @@ custom_hooks = [
     ),
 ]
 
-model = dict(backbone=dict(init_cfg=None))
+# mmdet's own SSDHead does not predict in mmdet 3.3.0
+model = dict(backbone=dict(init_cfg=None), bbox_head=dict(type='mmgdrq.SSDHead'))
 optim_wrapper = dict(optimizer=dict(lr=2e-4))
 load_from = 'https://download.openmmlab.com/mmdetection/v2.0/ssd/ssd300_coco/ssd300_coco_20210803_015428-d231a06e.pth'

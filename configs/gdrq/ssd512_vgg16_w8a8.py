@@ -12,6 +12,7 @@ custom_hooks = [
     ),
 ]
 
-model = dict(backbone=dict(init_cfg=None))
+# mmdet's own SSDHead does not predict in mmdet 3.3.0
+model = dict(backbone=dict(init_cfg=None), bbox_head=dict(type='mmgdrq.SSDHead'))
 optim_wrapper = dict(optimizer=dict(lr=2e-4))
 load_from = 'https://download.openmmlab.com/mmdetection/v2.0/ssd/ssd512_coco/ssd512_coco_20210803_022849-0a47a1ca.pth'

@@ -92,6 +92,9 @@ UNREADABLE: dict[str, tuple[str, ...]] = {
 }
 """Modules that read the weights of children in a way that quantization cannot follow (torch's fast paths)."""
 
+SAN_RECOGNITION = 'mmseg.models.decode_heads.san_head.RecWithAttnbias'
+"""With ``cross_attn`` it computes the attention of its layers from their weights."""
+
 
 def class_path(module: nn.Module) -> str:
     """Full name of the class of a module."""
@@ -162,6 +165,9 @@ def read_reasons(model: nn.Module) -> dict[str, str]:
     reasons = {}
     for prefix, parent in model.named_modules():
         children = UNREADABLE.get(class_path(parent), ())
+        if class_path(parent) == SAN_RECOGNITION and parent.cross_attn:
+            attentions = [f'layers.{i}.attentions.0.attn' for i in range(len(parent.layers))]
+            children = [*attentions, *(f'{name}.out_proj' for name in attentions)]
         if isinstance(parent, nn.MultiheadAttention) and float_reason(parent):
             children = ('out_proj',)
         for child in children:

@@ -346,6 +346,12 @@ def test_efficient_conv_bn_eval_is_refused(tmp_path):
     assert 'efficient_conv_bn_eval' in str(error)
 
 
+def test_a_hook_that_would_quantize_nothing_is_an_error(tmp_path):
+    error = error_of(toy_runner(tmp_path, hook=dict(rules=[dict(pattern='*', skip=True)])))
+    assert isinstance(error, ConfigError)
+    assert 'nothing would be quantized (skipped by rules[0])' in str(error)
+
+
 def test_flexible_runner_needs_the_builder(tmp_path):
     from mmengine.runner import FlexibleRunner
 

@@ -15,6 +15,7 @@ from mmdet.models.dense_heads.tood_head import TaskDecomposition
 from mmdet.models.layers.normed_predictor import NormedConv2d, NormedLinear
 from mmpretrain.models.heads.margin_head import NormProduct
 from mmpretrain.models.utils.attention import BEiTAttention, CrossMultiheadAttention, WindowMSAV2
+from mmseg.models.decode_heads.san_head import RecWithAttnbias
 from safetensors.torch import load_file
 from torch import nn
 from torch.nn.utils import parametrizations, spectral_norm
@@ -450,3 +451,38 @@ def test_a_layer_with_two_weights_is_not_folded(name):
     net.train()(x)
     with pytest.raises(mmgdrq.errors.FoldError, match=r'fold: 1 \(SAConv2d\) computes with several weights'):
         mmgdrq.fold(net)
+
+
+def test_a_teacher_has_the_bits_of_its_student():
+    """mmdet's semi-supervised detectors train the student, and evaluate a teacher that follows it."""
+
+    def detector():
+        return nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3), nn.Conv2d(8, 8, 3), nn.Conv2d(8, 2, 1))
+
+    net = nn.ModuleDict(dict(student=detector(), teacher=detector()))
+    net['teacher'].requires_grad_(False)
+    net['student'][1].requires_grad_(False)
+    bits = {row.name: row.weight.bits for row in mmgdrq.plan(net)}
+    assert [bits[f'teacher.{i}'] for i in range(3)] == [bits[f'student.{i}'] for i in range(3)] == [8, 8, 2]
+    other = nn.ModuleDict(dict(student=detector(), teacher=nn.Sequential(*detector(), nn.Conv2d(2, 2, 1))))
+    other['teacher'].requires_grad_(False)
+    assert {row.weight.bits for row in mmgdrq.plan(other) if row.name.startswith('teacher')} == {8}, 'another network'
+
+
+@pytest.mark.parametrize('cross_attn', [True, False])
+def test_attention_that_san_computes_from_its_weights_stays_in_float(cross_attn):
+    head = RecWithAttnbias(
+        sos_token_num=2,
+        num_layers=2,
+        cross_attn=cross_attn,
+        embed_dims=8,
+        num_heads=2,
+        out_dims=4,
+        frozen_exclude=['all'],
+    )
+    plan = {row.name: row for row in mmgdrq.plan(nn.ModuleDict(dict(stem=nn.Linear(8, 8), head=head)))}
+    for layer in (f'head.layers.{i}.attentions.0.attn' for i in range(2)):
+        for name in (layer, f'{layer}.out_proj'):
+            assert plan[name].quantized is not cross_attn
+            assert ('RecWithAttnbias reads this weight' in plan[name].reason) is cross_attn
+    assert plan['head.layers.0.ffns.0.layers.1'].quantized
