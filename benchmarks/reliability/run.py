@@ -1,6 +1,6 @@
 """The long form of tests/reliability: many faults of every kind, many inputs, a long training.
 
-    python benchmarks/reliability/run.py                        # 50 faults a kind, 2,000 iterations; about 30 minutes
+    python benchmarks/reliability/run.py                        # 50 faults a kind, 2,000 iterations; about 40 minutes
     python benchmarks/reliability/run.py --only soak            # one part; the other results stay
     python benchmarks/reliability/run.py --faults 2 --examples 20 --iterations 40 --out /tmp/r.json --doc ''
 
@@ -8,6 +8,7 @@ Writes results.json beside this file, and docs/reliability.md from it.
 """
 
 import argparse
+import contextlib
 import datetime
 import json
 import os
@@ -23,8 +24,7 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 sys.path[:0] = [str(ROOT), str(HERE)]
-KINDS = ('SIGKILL', 'SIGTERM', 'full disk')
-PARTS = ('training', 'folding', 'tests', 'soak')
+PARTS = ('training', 'packing', 'deploying', 'tests', 'soak')
 TEST_FILES = {
     'numerics': 'tests/reliability/test_numerics.py',
     'checkpoints': 'tests/reliability/test_checkpoints.py',
@@ -36,33 +36,65 @@ TEST_FILES = {
 
 def training(folder: Path, args) -> dict:
     """Faults at random moments of training and saving."""
-    from tests.reliability.scenarios import Training
+    from tests.reliability.scenarios import SIGNALS, Training
 
-    result = {}
-    for seed, kind in enumerate(KINDS):
-        part = folder / kind
-        part.mkdir()
-        run = Training(part, seed, max_keep_ckpts=1)
-        run.strike(kind, args.faults, args.seconds)
-        result[kind] = dict(faults=run.struck, half_written=run.while_saving, runs=run.runs)
-        print(kind, result[kind], flush=True)
-    return result
+    def strike(part: Path, kind: str, seed: int, disk: Path) -> dict:
+        run = Training(part, seed, disk, max_keep_ckpts=1)
+        for moment in ('training', 'saving') if kind in SIGNALS else ('saving',):
+            run.strike(kind, args.faults, moment, args.seconds)
+        return moments(run, kind)
+
+    return faults_of(folder, strike)
 
 
-def folding(folder: Path, args) -> dict:
+def packing(folder: Path, args) -> dict:
     """Faults at random moments of writing a deployed model over an earlier one."""
-    from tests.reliability.scenarios import Folding
+    from tests.reliability.scenarios import Packing
+
+    def strike(part: Path, kind: str, seed: int, disk: Path) -> dict:
+        run = Packing(disk, seed)
+        run.strike(kind, args.faults, args.seconds)
+        return moments(run, kind)
+
+    return faults_of(folder, strike)
+
+
+def deploying(folder: Path, args) -> dict:
+    """Faults at random moments of the whole tools/deploy.py."""
+    from tests.reliability.deploying import Deploying
+    from tests.reliability.scenarios import SIGNALS
+
+    def strike(part: Path, kind: str, seed: int, disk: Path) -> dict:
+        run = Deploying(part, seed, disk)
+        for moment in ('folding' if kind in SIGNALS else 'packing', 'exporting'):
+            run.strike(kind, args.faults, moment, args.seconds)
+        return moments(run, kind)
+
+    return faults_of(folder, strike)
+
+
+def faults_of(folder: Path, strike) -> dict:
+    """Kind -> what ``strike(folder, kind, seed, disk)`` counted, or the reason why a kind was left out."""
+    from tests.reliability.faults import small_file_system
+    from tests.reliability.scenarios import KINDS, MOUNTED
 
     result = {}
     for seed, kind in enumerate(KINDS):
-        part = folder / kind
+        part = folder / kind.replace(' ', '_')
         part.mkdir()
-        run, end = Folding(part, seed), time.monotonic() + args.seconds
-        while run.struck < args.faults and time.monotonic() < end:
-            run.strike(kind, 1)
-        result[kind] = dict(faults=run.struck, half_written=run.while_writing)
+        try:
+            mount = small_file_system(part / 'disk', 16) if kind == MOUNTED else contextlib.nullcontext(part)
+            with mount as disk:
+                result[kind] = strike(part, kind, seed, disk)
+        except PermissionError as error:
+            result[kind] = dict(left_out=str(error))
         print(kind, result[kind], flush=True)
     return result
+
+
+def moments(run, kind: str) -> dict:
+    """Moment -> number of faults of a kind."""
+    return {moment: count for (found, moment), count in run.struck.items() if found == kind}
 
 
 def tests(folder: Path, args) -> dict:
