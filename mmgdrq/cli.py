@@ -16,6 +16,7 @@ from mmengine.config import Config, DictAction
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
+from .compat import load_weights_only
 from .deploy import is_deployed
 from .errors import CheckpointError, ConfigError, MMGDRQError
 
@@ -186,6 +187,7 @@ def check_data(cfg: Config, *splits: str) -> None:
 
 def run_tool(main: Callable[[], None]) -> None:
     """Run a tool; an error that mmgdrq raised on purpose ends it with one line and exit status 2."""
+    load_weights_only()
     try:
         main()
     except MMGDRQError as error:

@@ -439,6 +439,7 @@ REAL_HEADS = {
 
 @pytest.mark.parametrize('name', REAL_HEADS)
 def test_every_prediction_of_real_heads_has_eight_bits(name):
+    pytest.importorskip('mmdet', reason='mmdet is not installed')
     prefix, config, expected = REAL_HEADS[name]
     init_default_scope('mmdet')
     model = nn.ModuleDict(dict(backbone=nn.Conv2d(3, 8, 3)))
