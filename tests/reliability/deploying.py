@@ -144,8 +144,8 @@ class Deploying:
 
 
 def content_of(folder: Path) -> dict[str, bytes]:
-    """Every file of a deployed model; the report is written after it and may be missing."""
-    files = [path for path in folder.rglob('*') if path.is_file() and path.name != 'report.json']
+    """Every file of a deployed model; the report is written after it, and may be missing or have its hidden name."""
+    files = [path for path in folder.rglob('*') if path.is_file() and 'report.json' not in path.name]
     return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 

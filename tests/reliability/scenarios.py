@@ -7,6 +7,7 @@ import signal
 import time
 from collections import Counter
 from pathlib import Path
+from typing import Optional
 
 import torch
 from torch import nn
@@ -51,7 +52,7 @@ class Training:
         runs: trainings that were struck to their end.
     """
 
-    def __init__(self, folder: Path, seed: int = 0, disk: Path = None, **checkpoint) -> None:
+    def __init__(self, folder: Path, seed: int = 0, disk: Optional[Path] = None, **checkpoint) -> None:
         preload()
         self.folder, self.disk, self.checkpoint = folder, disk or folder, checkpoint
         self.random = random.Random(seed)
@@ -123,8 +124,10 @@ class Training:
         room = self.random.randrange(1 << 16, 4 << 20)
         limits = dict(file_size=room) if kind == LIMITED else {}
         with filled(self.disk, room) if kind == MOUNTED else contextlib.nullcontext():
-            assert self.child(name, **limits).wait() == FULL
-        return True
+            status = self.child(name, **limits).wait()
+        # a training that was struck after its last checkpoint has none to write
+        assert status == FULL or (self.work_dir(name) / f'epoch_{EPOCHS}.pth').exists(), status
+        return status == FULL
 
     def _begun(self, name: str) -> Path:
         return self.folder / f'{name}.log.begun'
