@@ -15,6 +15,7 @@ from typing import Any, Callable, Optional
 from mmengine.config import Config, DictAction
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
+from torch import distributed
 
 from .compat import load_weights_only
 from .deploy import is_deployed
@@ -190,6 +191,7 @@ def run_tool(main: Callable[[], None]) -> None:
     load_weights_only()
     try:
         main()
+        leave_ranks()
     except MMGDRQError as error:
         sys.exit(_fail(error))
     except pickle.UnpicklingError as error:
@@ -210,6 +212,17 @@ def run_tool(main: Callable[[], None]) -> None:
         if isinstance(cause, MMGDRQError):
             sys.exit(_fail(cause))
         raise
+
+
+def leave_ranks() -> None:
+    """Wait for the other ranks, one of which may be saving, and end the process group.
+
+    What a launcher does when a rank ends with an abort, as happens now and then with a group that is still there, is
+    to kill the others.
+    """
+    if distributed.is_available() and distributed.is_initialized():
+        distributed.barrier()
+        distributed.destroy_process_group()
 
 
 def _fail(error: object) -> int:

@@ -108,10 +108,12 @@ def fake_quantize_activation(x: Tensor, threshold: Tensor, levels: int, limits: 
 def clip_activation(x: Tensor, threshold: Tensor, signed: bool) -> Tensor:
     """Scale-Clip of an activation without rounding: ``x`` clipped to [0, T] or [-T, T].
 
-    The gradient is zero where ``x`` was clipped.
+    The gradient is zero where ``x`` was clipped, and one elsewhere, at the bounds as well (that of ``torch.clamp``
+    there depends on the version of torch).
     """
-    high = threshold.to(x.dtype, copy=True)  # the backward pass reads it after the threshold has moved on
-    return x.clamp(-high if signed else torch.zeros_like(high), high)
+    high = threshold.to(x.dtype)
+    clipped = x.detach().clamp(-high if signed else torch.zeros_like(high), high)
+    return torch.where(clipped == x, x, clipped)
 
 
 def _bounds(threshold: Tensor, limits: tuple[int, int]) -> tuple[Tensor, Tensor]:

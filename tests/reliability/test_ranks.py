@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 import torch.multiprocessing as mp
+from mmengine.config import Config
+from mmengine.runner import FlexibleRunner, Runner
 
 import mmgdrq
 from mmgdrq.errors import QuantizationError
@@ -87,12 +89,14 @@ def ranges(folder: Path, name: str) -> dict[str, torch.Tensor]:
 def runs(tmp_path_factory) -> Path:
     """Trainings: ``one`` and ``two`` ranks, and ``one_two`` and ``two_one`` that go on from them."""
     folder = tmp_path_factory.mktemp('ranks')
-    train, dist_train = ROOT / 'tools/train.py', ROOT / 'tools/dist_train.sh'
-    run([sys.executable, train, config_of(folder, 'one', 1)], folder)
+    dist_train = ROOT / 'tools/dist_train.sh'
+    one, two = (folder / name / f'epoch_{START}.pth' for name in ('one', 'two'))
+    Runner.from_cfg(Config.fromfile(config_of(folder, 'one', 1))).train()
+    run(['bash', dist_train, config_of(folder, 'one_two', 2), 2, '--resume', one], folder)
     run(['bash', dist_train, config_of(folder, 'two', 2), 2], folder)
-    start = [folder / name / f'epoch_{START}.pth' for name in ('one', 'two')]
-    run(['bash', dist_train, config_of(folder, 'one_two', 2), 2, '--resume', start[0]], folder)
-    run([sys.executable, train, config_of(folder, 'two_one', 1), '--resume', start[1]], folder)
+    resumed = Config.fromfile(config_of(folder, 'two_one', 1))
+    resumed.update(resume=True, load_from=str(two))
+    Runner.from_cfg(resumed).train()
     return folder
 
 
@@ -121,8 +125,6 @@ def test_slurm_starts_the_same_training(runs):
 
 def sharded(rank: int, port: str, folder: str) -> None:
     """FlexibleRunner with mmengine's FSDPStrategy, on a CPU, and a model that the builder has made."""
-    from mmengine.runner import FlexibleRunner
-
     variables = dict(RANK=0, LOCAL_RANK=0, WORLD_SIZE=1, MASTER_ADDR='127.0.0.1', MASTER_PORT=port)
     os.environ.update({key: str(value) for key, value in variables.items()})
     quant = dict(weight=dict(bits=2), activation=dict(bits=4))
