@@ -76,11 +76,14 @@ def copy_sources(target: Path) -> Path:
 
 def make_environment(folder: Path, python: str, packages: tuple[str, ...]) -> str:
     """A virtual environment with torch and mmengine; the path of its Python."""
-    call([python, '-m', 'venv', str(folder)])
     own = str(folder / 'bin/python')
+    if (folder / 'made').exists():
+        return own
+    call([python, '-m', 'venv', str(folder)])
     for part in (BUILD, packages, PACKAGES):
         # what is installed already stays as it is: the constraints of the row hold for the later parts too
         call([own, '-m', 'pip', 'install', '-q', '--no-cache-dir', *part, *packages])
+    (folder / 'made').touch()
     return own
 
 
@@ -119,7 +122,7 @@ def run_case(name: str, work: Path, keep: bool) -> dict:
     if python is None:
         return dict(left_out=f'no Python {version} on this machine', date=date)
     folder = work / name.replace(' ', '_').replace(',', '')
-    shutil.rmtree(folder, ignore_errors=True)
+    shutil.rmtree(folder / 'sources', ignore_errors=True)
     (folder / 'sources').mkdir(parents=True)
     try:
         own = make_environment(folder / 'venv', python, packages)
@@ -135,7 +138,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--work', type=Path, required=True, help='folder for the environments')
     parser.add_argument('--only', nargs='+', choices=CASES, default=tuple(CASES))
-    parser.add_argument('--keep', action='store_true', help='leave the environments there')
+    parser.add_argument('--keep', action='store_true', help='leave the environments there, for the next run')
     parser.add_argument('--out', type=Path, default=HERE / 'versions.json')
     args = parser.parse_args()
     failed = False
