@@ -1,10 +1,12 @@
 """The long form of tests/reliability: many faults of every kind, many inputs, a long training.
 
-    python benchmarks/reliability/run.py                        # 50 faults a kind, 2,000 iterations; about 40 minutes
+    python benchmarks/reliability/run.py                        # 50 faults a kind, 2,000 iterations; about an hour
     python benchmarks/reliability/run.py --only soak            # one part; the other results stay
+    python benchmarks/reliability/run.py --only                 # only the page, from what is there
     python benchmarks/reliability/run.py --faults 2 --examples 20 --iterations 40 --out /tmp/r.json --doc ''
 
-Writes results.json beside this file, and docs/reliability.md from it.
+Writes results.json beside this file, and docs/reliability.md from it and from the files of versions.py and
+fuzz_atheris.py.
 """
 
 import argparse
@@ -23,13 +25,19 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 sys.path[:0] = [str(ROOT), str(HERE)]
+VERSIONS, FUZZ = HERE / 'versions.json', HERE / 'fuzz.json'
 PARTS = ('training', 'packing', 'deploying', 'tests', 'soak')
 TEST_FILES = {
     'numerics': 'tests/reliability/test_numerics.py',
     'checkpoints': 'tests/reliability/test_checkpoints.py',
+    'fit of tools': 'tests/reliability/test_fit_of_tools.py',
     'hostile': 'tests/reliability/test_hostile.py',
+    'graphs': 'tests/reliability/test_hostile_graphs.py',
     'pickles': 'tests/test_compat.py',
-    'life cycles': 'tests/hooks/test_lifecycle.py',
+    'life cycles': 'tests/reliability/test_life_cycles.py',
+    'stages': 'tests/hooks/test_lifecycle.py',
+    'ranks': 'tests/reliability/test_ranks.py',
+    'distributed': 'tests/test_distributed.py',
 }
 
 
@@ -136,7 +144,7 @@ def environment() -> dict:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--only', nargs='+', choices=PARTS, default=PARTS)
+    parser.add_argument('--only', nargs='*', choices=PARTS, default=PARTS, help='without a part: write the page only')
     parser.add_argument('--faults', type=int, default=50, help='faults a kind')
     parser.add_argument('--examples', type=int, default=1000, help='drawn examples a property')
     parser.add_argument('--iterations', type=int, default=2000, help='of the long training')
@@ -160,7 +168,8 @@ def main() -> int:
     if args.doc:
         from page import page
 
-        Path(args.doc).write_text(page(results))
+        others = [json.loads(file.read_text()) if file.exists() else {} for file in (VERSIONS, FUZZ)]
+        Path(args.doc).write_text(page(results, *others, TEST_FILES))
     return int(failed)
 
 
