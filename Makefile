@@ -5,7 +5,7 @@ PYTHON ?= $(shell $(VENV)/bin/python -c '' 2>/dev/null && echo $(VENV)/bin/pytho
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-zoo reliability lint format clean
+.PHONY: help setup demo test test-zoo reliability fuzz lint format clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s%s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -25,8 +25,11 @@ test: lint ## check the style, then run all tests; ARGS= goes to pytest
 test-zoo: setup ## take a training step with every shipped config
 	$(BIN)/python -m pytest -m zoo tests/test_configs.py $(ARGS)
 
-reliability: setup ## kills, full disks, hostile files and a long training, for about half an hour
+reliability: setup ## kills, full disks, hostile files and a long training, for about an hour
 	$(BIN)/python -W ignore benchmarks/reliability/run.py $(ARGS)
+
+fuzz: setup ## fuzz what reads files of strangers, with atheris in an environment of its own, for 20 minutes
+	$(BIN)/python benchmarks/reliability/fuzz_atheris.py $(ARGS)
 
 lint: setup ## check the style
 	$(BIN)/ruff check

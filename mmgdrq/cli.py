@@ -15,7 +15,9 @@ from typing import Any, Callable, Optional
 from mmengine.config import Config, DictAction
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
+from torch import distributed
 
+from .compat import load_weights_only
 from .deploy import is_deployed
 from .errors import CheckpointError, ConfigError, MMGDRQError
 
@@ -186,8 +188,10 @@ def check_data(cfg: Config, *splits: str) -> None:
 
 def run_tool(main: Callable[[], None]) -> None:
     """Run a tool; an error that mmgdrq raised on purpose ends it with one line and exit status 2."""
+    load_weights_only()
     try:
         main()
+        leave_ranks()
     except MMGDRQError as error:
         sys.exit(_fail(error))
     except pickle.UnpicklingError as error:
@@ -208,6 +212,17 @@ def run_tool(main: Callable[[], None]) -> None:
         if isinstance(cause, MMGDRQError):
             sys.exit(_fail(cause))
         raise
+
+
+def leave_ranks() -> None:
+    """Wait for the other ranks, one of which may be saving, and end the process group.
+
+    What a launcher does when a rank ends with an abort, as happens now and then with a group that is still there, is
+    to kill the others.
+    """
+    if distributed.is_available() and distributed.is_initialized():
+        distributed.barrier()
+        distributed.destroy_process_group()
 
 
 def _fail(error: object) -> int:

@@ -5,6 +5,7 @@ This adds exactly those to torch's allow-list; ``weights_only`` stays on. ``geta
 pickle stores HistoryBuffer's methods, is allowed in a restricted form only.
 """
 
+import os
 import sys
 import warnings
 from typing import Any, Callable
@@ -36,7 +37,7 @@ def check_versions(torch_version: str = torch.__version__, python: tuple = sys.v
     Raises:
         ImportError: torch is too old for the model to be right.
     """
-    found = {'torch': tuple(int(part) for part in torch_version.split('.')[:2]), 'python': tuple(python)}
+    found = {'torch': _torch_version(torch_version), 'python': tuple(python)}
     for name, version in found.items():
         oldest, newest = TESTED[name]
         text = f'mmgdrq: {name} {_text(version)} was not tested; tested are {_text(oldest)} to {_text(newest)}'
@@ -47,9 +48,14 @@ def check_versions(torch_version: str = torch.__version__, python: tuple = sys.v
     if found['torch'] < SAFE_TORCH:
         warnings.warn(
             f'mmgdrq: torch before {_text(SAFE_TORCH)} runs what a checkpoint holds when OpenMMLab loads it. Load '
-            'only checkpoints that you trust, or update torch',
+            'only checkpoints that you trust, or update torch. (The tools of mmgdrq load nothing but weights, as far '
+            'as that torch is able to.)',
             stacklevel=3,
         )
+
+
+def _torch_version(text: str = torch.__version__) -> tuple[int, ...]:
+    return tuple(int(part) for part in text.split('.')[:2])
 
 
 def _text(version: tuple) -> str:
@@ -81,7 +87,36 @@ def _allowed() -> list[Any]:
     for package in ('numpy.core.multiarray', 'numpy._core.multiarray'):
         named += [(function, f'{package}.{function.__name__}') for function in functions]
     dtypes = [value for name, value in vars(getattr(np, 'dtypes', object)).items() if name.endswith('DType')]
-    return [HistoryBuffer, np.ndarray, np.dtype, *dtypes, *named]
+    classes = [HistoryBuffer, np.ndarray, np.dtype, *dtypes]
+    if _torch_version() >= SAFE_TORCH:
+        return [*classes, *named]
+    return [*classes, *[_renamed(*pair) for pair in [*named, (_latin1, '_codecs.encode')]]]
+
+
+def _latin1(text: str, encoding: str) -> bytes:
+    """How pickle stores bytes; newer torch allows it by itself."""
+    if encoding != 'latin1':
+        raise ForbiddenAttributeError(f'checkpoint: it is not loaded, because it holds bytes as {encoding!r}')
+    return text.encode('latin1')
+
+
+def _renamed(function: Callable, path: str) -> Callable:
+    """A function that says to have another name, for a torch whose allow-list takes no names."""
+
+    def call(*args: Any) -> Any:
+        return function(*args)
+
+    call.__module__, _, call.__name__ = path.rpartition('.')
+    return call
+
+
+def load_weights_only() -> None:
+    """Let ``torch.load`` read no more than tensors and the allow-list in this process, with an older torch too.
+
+    Newer ones do it unless told otherwise. What is set in the environment already stays.
+    """
+    if _torch_version() < SAFE_TORCH:
+        os.environ.setdefault('TORCH_FORCE_WEIGHTS_ONLY_LOAD', '1')
 
 
 check_versions()

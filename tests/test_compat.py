@@ -21,7 +21,7 @@ def test_checkpoint_of_a_runner_loads(tmp_path):
     runner = toy_runner(tmp_path, 1, dict())
     runner.message_hub.update_info('best', np.float64(0.25))
     runner.train()
-    content = torch.load(tmp_path / 'epoch_1.pth')
+    content = torch.load(tmp_path / 'epoch_1.pth', weights_only=True)
     history = content['message_hub']['log_scalars']['train/loss']
     assert isinstance(history, HistoryBuffer)
     assert history.current() == pytest.approx(runner.recorder.losses[-1])
@@ -37,7 +37,7 @@ def test_message_hub_of_all_scalar_types_loads(tmp_path):
         hub.update_info(name, np.dtype(name).type(1))
     hub.update_info('array', np.arange(3.0))
     torch.save(dict(message_hub=hub.state_dict()), tmp_path / 'hub.pth')
-    loaded = torch.load(tmp_path / 'hub.pth')['message_hub']
+    loaded = torch.load(tmp_path / 'hub.pth', weights_only=True)['message_hub']
     assert loaded['log_scalars']['loss'].max() == 2.5
     assert loaded['runtime_info']['float16'] == 1
     assert loaded['runtime_info']['array'].tolist() == [0.0, 1.0, 2.0]
@@ -46,7 +46,7 @@ def test_message_hub_of_all_scalar_types_loads(tmp_path):
 def test_importing_mmgdrq_is_what_makes_it_load(tmp_path):
     """Without the import torch refuses the same file: the test above tests something."""
     torch.save(dict(history=HistoryBuffer([1.0, 2.0], [1, 1])), tmp_path / 'history.pth')
-    load = f'import torch; torch.load({str(tmp_path / "history.pth")!r})'
+    load = f'import torch; torch.load({str(tmp_path / "history.pth")!r}, weights_only=True)'
     bare = subprocess.run([sys.executable, '-c', load], capture_output=True, text=True, check=False)
     assert bare.returncode != 0
     assert 'Weights only load failed' in bare.stderr
@@ -131,7 +131,7 @@ def test_hostile_checkpoint_is_refused(tmp_path, kind, legacy):
         _use_new_zipfile_serialization=not legacy,
     )
     with pytest.raises((pickle.UnpicklingError, AttributeError)):
-        torch.load(path)
+        torch.load(path, weights_only=True)
     assert not marker.exists()
 
 
@@ -144,6 +144,13 @@ def test_hostile_checkpoint_would_run_without_weights_only(tmp_path, kind):
     assert marker.exists()
 
 
+@pytest.fixture
+def weights_only(monkeypatch):
+    """What the tools set where torch does not by itself."""
+    monkeypatch.setenv('TORCH_FORCE_WEIGHTS_ONLY_LOAD', '1')
+
+
+@pytest.mark.usefixtures('weights_only')
 def test_runner_refuses_a_hostile_checkpoint(tmp_path):
     marker, path = tmp_path / 'marker', tmp_path / 'bad.pth'
     torch.save(dict(state_dict={}, meta=hostile('os.system', str(marker))), path)

@@ -1,13 +1,16 @@
 """The long form of tests/reliability: many faults of every kind, many inputs, a long training.
 
-    python benchmarks/reliability/run.py                        # 50 faults a kind, 2,000 iterations; about 30 minutes
+    python benchmarks/reliability/run.py                        # 50 faults a kind, 2,000 iterations; about an hour
     python benchmarks/reliability/run.py --only soak            # one part; the other results stay
+    python benchmarks/reliability/run.py --only                 # only the page, from what is there
     python benchmarks/reliability/run.py --faults 2 --examples 20 --iterations 40 --out /tmp/r.json --doc ''
 
-Writes results.json beside this file, and docs/reliability.md from it.
+Writes results.json beside this file, and docs/reliability.md from it and from the files of versions.py and
+fuzz_atheris.py.
 """
 
 import argparse
+import contextlib
 import datetime
 import json
 import os
@@ -15,7 +18,6 @@ import platform
 import subprocess
 import sys
 import tempfile
-import time
 import traceback
 import xml.etree.ElementTree as ET
 from pathlib import Path
@@ -23,46 +25,83 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 sys.path[:0] = [str(ROOT), str(HERE)]
-KINDS = ('SIGKILL', 'SIGTERM', 'full disk')
-PARTS = ('training', 'folding', 'tests', 'soak')
+VERSIONS, FUZZ = HERE / 'versions.json', HERE / 'fuzz.json'
+PARTS = ('training', 'packing', 'deploying', 'tests', 'soak')
 TEST_FILES = {
     'numerics': 'tests/reliability/test_numerics.py',
     'checkpoints': 'tests/reliability/test_checkpoints.py',
+    'fit of tools': 'tests/reliability/test_fit_of_tools.py',
     'hostile': 'tests/reliability/test_hostile.py',
+    'graphs': 'tests/reliability/test_hostile_graphs.py',
     'pickles': 'tests/test_compat.py',
-    'life cycles': 'tests/hooks/test_lifecycle.py',
+    'life cycles': 'tests/reliability/test_life_cycles.py',
+    'stages': 'tests/hooks/test_lifecycle.py',
+    'ranks': 'tests/reliability/test_ranks.py',
+    'distributed': 'tests/test_distributed.py',
 }
 
 
 def training(folder: Path, args) -> dict:
     """Faults at random moments of training and saving."""
-    from tests.reliability.scenarios import Training
+    from tests.reliability.scenarios import SIGNALS, Training
 
-    result = {}
-    for seed, kind in enumerate(KINDS):
-        part = folder / kind
-        part.mkdir()
-        run = Training(part, seed, max_keep_ckpts=1)
-        run.strike(kind, args.faults, args.seconds)
-        result[kind] = dict(faults=run.struck, half_written=run.while_saving, runs=run.runs)
-        print(kind, result[kind], flush=True)
-    return result
+    def strike(part: Path, kind: str, seed: int, disk: Path) -> dict:
+        run = Training(part, seed, disk, max_keep_ckpts=1)
+        for moment in ('training', 'saving') if kind in SIGNALS else ('saving',):
+            run.strike(kind, args.faults, moment, args.seconds)
+        return moments(run, kind)
+
+    return faults_of(folder, strike)
 
 
-def folding(folder: Path, args) -> dict:
+def packing(folder: Path, args) -> dict:
     """Faults at random moments of writing a deployed model over an earlier one."""
-    from tests.reliability.scenarios import Folding
+    from tests.reliability.scenarios import Packing
+
+    def strike(part: Path, kind: str, seed: int, disk: Path) -> dict:
+        run = Packing(disk, seed)
+        run.strike(kind, args.faults, args.seconds)
+        return moments(run, kind)
+
+    return faults_of(folder, strike)
+
+
+def deploying(folder: Path, args) -> dict:
+    """Faults at random moments of the whole tools/deploy.py."""
+    from tests.reliability.deploying import Deploying
+    from tests.reliability.scenarios import SIGNALS
+
+    def strike(part: Path, kind: str, seed: int, disk: Path) -> dict:
+        run = Deploying(part, seed, disk)
+        for moment in ('folding' if kind in SIGNALS else 'packing', 'exporting'):
+            run.strike(kind, args.faults, moment, args.seconds)
+        return moments(run, kind)
+
+    return faults_of(folder, strike)
+
+
+def faults_of(folder: Path, strike) -> dict:
+    """Kind -> what ``strike(folder, kind, seed, disk)`` counted, or the reason why a kind was left out."""
+    from tests.reliability.faults import small_file_system
+    from tests.reliability.scenarios import KINDS, MOUNTED
 
     result = {}
     for seed, kind in enumerate(KINDS):
-        part = folder / kind
+        part = folder / kind.replace(' ', '_')
         part.mkdir()
-        run, end = Folding(part, seed), time.monotonic() + args.seconds
-        while run.struck < args.faults and time.monotonic() < end:
-            run.strike(kind, 1)
-        result[kind] = dict(faults=run.struck, half_written=run.while_writing)
+        try:
+            mount = small_file_system(part / 'disk', 16) if kind == MOUNTED else contextlib.nullcontext(part)
+            with mount as disk:
+                result[kind] = strike(part, kind, seed, disk)
+        except PermissionError as error:
+            result[kind] = dict(left_out=str(error))
         print(kind, result[kind], flush=True)
     return result
+
+
+def moments(run, kind: str) -> dict:
+    """Moment -> number of faults of a kind."""
+    return {moment: count for (found, moment), count in run.struck.items() if found == kind}
 
 
 def tests(folder: Path, args) -> dict:
@@ -105,7 +144,7 @@ def environment() -> dict:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--only', nargs='+', choices=PARTS, default=PARTS)
+    parser.add_argument('--only', nargs='*', choices=PARTS, default=PARTS, help='without a part: write the page only')
     parser.add_argument('--faults', type=int, default=50, help='faults a kind')
     parser.add_argument('--examples', type=int, default=1000, help='drawn examples a property')
     parser.add_argument('--iterations', type=int, default=2000, help='of the long training')
@@ -129,7 +168,8 @@ def main() -> int:
     if args.doc:
         from page import page
 
-        Path(args.doc).write_text(page(results))
+        others = [json.loads(file.read_text()) if file.exists() else {} for file in (VERSIONS, FUZZ)]
+        Path(args.doc).write_text(page(results, *others, TEST_FILES))
     return int(failed)
 
 

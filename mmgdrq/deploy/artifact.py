@@ -13,7 +13,7 @@ from typing import Any, Callable, Optional, Union
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from ..errors import CheckpointError
@@ -45,6 +45,7 @@ def save_folded(
 
     Raises:
         CheckpointError: ``out`` exists and is not a deployed model.
+        OSError: it cannot be written, such as on a full disk; an earlier deployed model is still there then.
     """
     out = Path(out)
     if out.exists() and not is_deployed(out):
@@ -54,7 +55,7 @@ def save_folded(
     temporary = partial_name(out)
     try:
         temporary.mkdir()
-        save_file(_tensors_of(folded), str(temporary / WEIGHTS))
+        (temporary / WEIGHTS).write_bytes(save(_tensors_of(folded)))  # OSError on a full disk, unlike save_file
         (temporary / CONFIG).write_text(config)
         layers = _layers_of(folded)
         written = graphs(temporary) if graphs is not None else {}
@@ -68,7 +69,6 @@ def save_folded(
             'graphs_sha256': _json_sha256(written),
         }
         (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1))
-        (temporary / WEIGHTS).chmod(0o644)
         replace_directory(temporary, out)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

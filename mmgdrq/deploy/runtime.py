@@ -1,6 +1,7 @@
 """A deployed directory as a model that an engine runs."""
 
 import hashlib
+import sys
 from pathlib import Path
 from typing import Any, Union
 
@@ -11,7 +12,7 @@ from torch.utils import _pytree as pytree
 
 from ..errors import CheckpointError
 from .artifact import PathLike, read_manifest
-from .config_text import parse_config
+from .config_text import parse_config, registered_names_only
 from .engines import open_engine
 from .seams import parts_of
 
@@ -37,6 +38,11 @@ class EngineCall:
         if count == 0:  # no RoIs: engines want at least one
             array = np.zeros((1, *array.shape[1:]), np.float32)
         results = [torch.from_numpy(np.asarray(r)).to(x.device) for r in self.run(array)]
+        if len(results) != self.tree.num_leaves:
+            raise CheckpointError(
+                f'the graph gives {len(results)} results, but its manifest says {self.tree.num_leaves}. Write the '
+                'model again with tools/deploy.py --export'
+            )
         return pytree.tree_unflatten(results if count else [r[:0] for r in results], self.tree)
 
 
@@ -120,7 +126,8 @@ def load_deployed(path: PathLike, engine: str = 'onnxruntime', threads: int = 0)
         threads: of the engine; 0 lets it choose.
 
     Raises:
-        CheckpointError: the directory is incomplete, altered, newer or without graphs for the engine.
+        CheckpointError: the directory is incomplete, altered, newer or without graphs for the engine, or its config
+            names something else than registered classes.
         ExportError: the engine is not installed or does not accept a graph.
     """
     from mmengine.config import Config
@@ -132,15 +139,26 @@ def load_deployed(path: PathLike, engine: str = 'onnxruntime', threads: int = 0)
     path = Path(path)
     read_manifest(path)
     cfg = Config(parse_config((path / CONFIG).read_text(), str(path / CONFIG)))
-    init_default_scope(cfg.get('default_scope', 'mmengine'))
-    with torch.no_grad():
-        model = MODELS.build(_without_weights(cfg.model))
+    init_default_scope(_known_scope(path / CONFIG, cfg.get('default_scope', 'mmengine')))
+    with registered_names_only(path / CONFIG):
+        with torch.no_grad():
+            model = MODELS.build(_without_weights(cfg.model))
+        deployed = DeployedModel(model.eval(), cfg)
     if not is_quantized_model(model):
         quantize(model, **_hook_options(path, cfg))
     load_folded(model, path)
     if engine != 'torch':
         plug_engine(model, path, engine, threads)
-    return DeployedModel(model.eval(), cfg)
+    return deployed
+
+
+def _known_scope(file: Path, scope: Any) -> str:
+    """A scope is a package that mmengine imports; one of a stranger could lie in the current folder."""
+    from mmengine.config.utils import MODULE2PACKAGE
+
+    if isinstance(scope, str) and (scope in MODULE2PACKAGE or scope in sys.modules):
+        return scope
+    raise CheckpointError(f'{file}: default_scope {scope!r} is no package of OpenMMLab. Import it before')
 
 
 def _without_weights(model_cfg):

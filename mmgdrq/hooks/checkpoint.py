@@ -37,6 +37,11 @@ class CheckpointFitHook(Hook):
                 'checkpoint: it belongs to a quantized model, but this config builds a float one, which would '
                 'be something else than what was trained. Use the config it was trained with'
             )
+        if self.whole and is_quantized_model(model) and not quantization_keys(state):
+            raise CheckpointError(
+                'checkpoint: it is a float checkpoint, but this config builds a quantized model, whose ranges are not '
+                'in it. Train from it first (load_from in the config), or use the float config'
+            )
         if self.whole:
             _check_tensors(model.state_dict(), state)
             _check_keys_while_loading(model)

@@ -6,6 +6,7 @@ from torch import nn
 from ..errors import ConfigError
 
 SHARDING = (
+    'FSDPModule',
     'FullyShardedDataParallel',
     'MMFullyShardedDataParallel',
     'MMDeepSpeedEngineWrapper',

@@ -55,6 +55,16 @@ class QuantizedLayer:
             )
         super().register_parameter(name, param)
 
+    def __delattr__(self, name: str) -> None:
+        if name == 'weight' and 'weight_quantizer' in self._modules and 'weight' in self._parameters:
+            raise QuantizationError(
+                f'{self.weight_quantizer.layer_name or "a quantized layer"}: its weight would be taken out of the '
+                'layer. FullyShardedDataParallel does so, to split the weights over the processes; the range of a '
+                'group of filters would then be that of a shard. Train with DistributedDataParallel. A '
+                'parametrization has to be there before the model is quantized'
+            )
+        super().__delattr__(name)
+
 
 def attach_quantizers(
     layer: nn.Module,

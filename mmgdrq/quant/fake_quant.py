@@ -112,9 +112,11 @@ def fake_quantize_activation(x: Tensor, threshold: Tensor, levels: int, limits: 
 def clip_activation(x: Tensor, threshold: Tensor, signed: bool) -> Tensor:
     """Scale-Clip of an activation without rounding: ``x`` clipped to [0, T] or [-T, T].
 
-    The gradient is zero where ``x`` was clipped.
+    The gradient is zero where ``x`` was clipped, and one elsewhere, at the bounds as well (that of ``torch.clamp``
+    there depends on the version of torch).
     """
-    return x.clamp(*clip_bounds(threshold, signed, x.dtype))
+    clipped = x.detach().clamp(*clip_bounds(threshold, signed, x.dtype))
+    return torch.where(clipped == x, x, clipped)
 
 
 def clip_bounds(threshold: Tensor, signed: bool, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

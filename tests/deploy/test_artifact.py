@@ -195,7 +195,7 @@ def test_anything_else_is_not_replaced(tmp_path, kind):
     assert list(tmp_path.iterdir()) == [out]
 
 
-@pytest.mark.parametrize('where', ['save_file', 'replace_directory'])
+@pytest.mark.parametrize('where', ['save', 'replace_directory'])
 def test_a_failure_while_writing_keeps_the_old_model(deployed, monkeypatch, where):
     folded, path = deployed
 

@@ -120,7 +120,8 @@ def test_the_graph_takes_other_sizes(folded, engine, tmp_path):
     found = open_engine(engine, exported.path)(x.numpy())
     with torch.no_grad():
         expected = exported.part.module(x)
-    for ours, theirs in zip(expected, found, strict=True):
+    assert len(expected) == len(found)
+    for ours, theirs in zip(expected, found):
         assert ours.shape == theirs.shape
         # one tie that falls differently may spread, so not exactly
         assert (ours - torch.from_numpy(theirs)).abs().mean() < 0.05 * ours.abs().mean()

@@ -1,11 +1,15 @@
 """Child processes that train and write, and are ended at random moments."""
 
+import contextlib
+import importlib
 import json
 import os
 import resource
 import signal
+import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Callable, Optional
 
@@ -19,6 +23,13 @@ from tests.toy import Recorder, toy_config
 EPOCHS = 6
 ITERS = 3  # an epoch
 PADDING = 1 << 20  # elements: saving takes longer than training, so that most faults strike while it saves
+
+
+def preload() -> None:
+    """Import what a runner imports late, so that its forked children need not: more than a second for each."""
+    for name in ('matplotlib.pyplot', 'mmcv.ops', 'torch._dynamo'):
+        with contextlib.suppress(ImportError):
+            importlib.import_module(name)
 
 
 def padded_config(work_dir: Path, log: Path, **checkpoint):
@@ -55,7 +66,8 @@ def train(config) -> None:
     runner.model.padding = nn.Parameter(torch.zeros(PADDING), requires_grad=False)
     runner.register_hook(Journal(journal))
     runner.train()
-    torch.save(runner.model.state_dict(), Path(config.work_dir) / 'end.pt')
+    torch.save(runner.model.state_dict(), f'{journal}.end.part')
+    os.replace(f'{journal}.end.part', f'{journal}.end')
 
 
 class Child:
@@ -83,13 +95,23 @@ class Child:
         os.kill(self.process, number)
         return self._struck(os.waitpid(self.process, 0)[1], number)
 
-    def wait_for(self, path: Path) -> bool:
-        """Wait until the work has made a file; False if it ended without."""
-        while not path.exists():
+    def wait_for(self, happened: Callable[[], bool]) -> bool:
+        """Wait until something has happened; False if the work ended before."""
+        while not happened():
             if os.waitid(os.P_PID, self.process, os.WEXITED | os.WNOHANG | os.WNOWAIT):
                 return False
-            time.sleep(0.001)
+            time.sleep(0.0002)
         return True
+
+    def wait_for_partial(self, folder: Path, number: int = 1) -> bool:
+        """Wait until the ``number``-th hidden file of an unfinished write of this process is there."""
+        seen: set[str] = set()
+
+        def happened() -> bool:
+            seen.update(name for name in partials(folder) if name.endswith(f'-{self.process}'))
+            return len(seen) >= number
+
+        return self.wait_for(happened)
 
     def wait(self) -> int:
         """The exit status."""
@@ -131,10 +153,50 @@ def losses_of(log: Path) -> list[tuple[int, float]]:
     return rows
 
 
-def check_folder(folder: Path) -> int:
-    """Assert that every file with a final name is whole; the number of files that were given up half-written."""
+def partials(folder: Path) -> set[str]:
+    """Names of the hidden files and directories of unfinished writes."""
+    if not folder.is_dir():
+        return set()
+    return {name for name in os.listdir(folder) if name.startswith('.') and '.partial-' in name}
+
+
+def check_folder(folder: Path) -> None:
+    """Assert that every checkpoint with a final name is whole."""
     for path in folder.glob('*.pth'):
         assert not cli.damage_of(str(path)), path
         content = torch.load(path)
         assert content['state_dict']['padding'].numel() == PADDING, path
-    return len(list(folder.glob('.*.partial-*')))
+
+
+@contextlib.contextmanager
+def small_file_system(folder: Path, megabytes: int) -> Iterator[Path]:
+    """A file system in memory of a few MB, mounted on a new folder.
+
+    Raises:
+        PermissionError: this process may not mount.
+    """
+    folder.mkdir()
+    command = ['mount', '-t', 'tmpfs', '-o', f'size={megabytes}m', 'tmpfs', str(folder)]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        problem = done.stderr.strip() if done.returncode else ''
+    except FileNotFoundError as error:
+        problem = str(error)
+    if problem:
+        raise PermissionError(f'no file system can be mounted: {problem}')
+    try:
+        yield folder
+    finally:
+        subprocess.run(['umount', '-l', str(folder)], check=True)
+
+
+@contextlib.contextmanager
+def filled(folder: Path, room: int) -> Iterator[None]:
+    """Leave ``room`` bytes of the file system of a folder, for a while."""
+    filler = folder / 'filler'
+    state = os.statvfs(folder)
+    filler.write_bytes(bytes(max(0, state.f_bavail * state.f_frsize - room)))
+    try:
+        yield
+    finally:
+        filler.unlink()

@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from mmengine.registry import MODELS, TRANSFORMS
 from torch import nn
 
 import mmgdrq
@@ -30,6 +31,8 @@ def run_tool(monkeypatch, name: str, *arguments) -> tuple[int, str]:
     tool = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(tool)
     monkeypatch.setattr(sys, 'argv', [f'{name}.py', *map(str, arguments)])
+    monkeypatch.setenv('TORCH_FORCE_WEIGHTS_ONLY_LOAD', '')  # what the tool sets with an older torch ends with the test
+    del os.environ['TORCH_FORCE_WEIGHTS_ONLY_LOAD']
     with pytest.raises(SystemExit) as caught:
         tool.cli.run_tool(tool.main)
     return caught.value.code
@@ -49,6 +52,7 @@ TOOLS = {
     'train, resume the latest': ('train', '{config}', '--resume'),
     'test': ('test', '{config}', '{file}'),
     'deploy': ('deploy', '{config}', '{file}', '--out', '{out}'),
+    'analyze': ('analyze', '{config}', '{file}', '--out', '{out}'),
 }
 
 
@@ -67,6 +71,7 @@ def test_no_tool_runs_what_a_checkpoint_holds(tmp_path, monkeypatch, capsys, con
 
 
 @pytest.mark.parametrize('kind', ['os.system', 'getattr chain'])
+@pytest.mark.skipif(torch.__version__ < '2.6', reason='an older torch unpickles as it is; a warning says so')
 def test_inferencers_run_nothing_either(tmp_path, kind):
     from mmengine.runner import load_checkpoint
 
@@ -151,6 +156,58 @@ def test_links_and_the_config_of_a_deployed_directory_are_not_followed(deployed)
     os.symlink('/etc/passwd', path / 'link.py')
     load_folded(net, path)
     assert not marker.exists()
+
+
+COMMAND = "dict(type='os.system', command='touch {}')"
+STRANGE = {
+    'model': 'model = {bad}\n',
+    'part of the model': "model = dict(type='ToyModel', data_preprocessor={bad})\n",
+    'base of the model': "model = dict(type='mmgdrq.Quantized', base_type='os.system', command='touch {marker}')\n",
+    'transform': "model = dict(type='ToyModel')\ntest_dataloader = dict(dataset=dict(pipeline=[{bad}]))\n",
+    'scope': "default_scope = 'stranger'\nmodel = dict(type='ToyModel')\n",
+    'module': "model = dict(type='stranger')\n",
+    'code': "model = __import__('os').system('touch {marker}')\n",
+}
+
+
+@pytest.mark.parametrize('kind', STRANGE)
+def test_no_name_in_the_config_of_a_deployed_directory_is_imported(deployed, tmp_path, monkeypatch, kind):
+    """mmengine takes a type that it does not know for a place to import from."""
+    _, path = deployed
+    marker = tmp_path / 'marker'
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / 'stranger').mkdir()
+    for file in ('__init__', 'registry'):
+        (tmp_path / f'stranger/{file}.py').write_text(f'open({str(marker)!r}, "w")')
+    (path / 'config.py').write_text(STRANGE[kind].format(bad=COMMAND.format(marker), marker=marker))
+    with pytest.raises(CheckpointError):
+        mmgdrq.load_deployed(path, engine='torch')
+    assert not marker.exists()
+
+
+def test_mmengine_would_run_such_a_name(tmp_path):
+    MODELS.build(dict(type='os.system', command=f'touch {tmp_path}/marker'))
+    assert (tmp_path / 'marker').exists()
+
+
+@TRANSFORMS.register_module(force=True)
+class PassedOn:
+    """A transform that changes nothing."""
+
+    def __call__(self, results: dict) -> dict:
+        return results
+
+
+def test_registered_classes_may_be_named_by_their_place(deployed):
+    """As configs with lazy imports do; the model then does not fit, but it was built."""
+    _, path = deployed
+    (path / 'config.py').write_text(
+        "model = dict(type='tests.toy.ToyModel')\ntest_dataloader = dict(dataset=dict(pipeline=[dict("
+        "type='PassedOn')]))\ncustom_hooks = [dict(type='mmgdrq.GDRQHook', weight=dict(bits=2))]\n"
+    )
+    with pytest.raises(CheckpointError, match='made from another config'):
+        mmgdrq.load_deployed(path, engine='torch')
 
 
 # ------------------------------------------------------------------ settings

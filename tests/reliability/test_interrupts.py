@@ -6,7 +6,9 @@ import pytest
 
 from mmgdrq.files import replace_directory, write_file
 
-from .scenarios import Folding, Training
+from .deploying import Deploying
+from .faults import partials, small_file_system
+from .scenarios import KINDS, MOUNTED, Packing, Training
 
 
 @pytest.fixture(scope='module')
@@ -14,20 +16,57 @@ def training(tmp_path_factory) -> Training:
     return Training(tmp_path_factory.mktemp('training'), max_keep_ckpts=1)
 
 
-@pytest.mark.parametrize('kind', ['SIGKILL', 'SIGTERM', 'full disk'])
-def test_training_goes_on_as_if_nothing_had_happened(training, kind):
-    training.strike(kind, 2)
+@pytest.fixture
+def disk(tmp_path):
+    """A small file system of its own."""
+    try:
+        with small_file_system(tmp_path / 'disk', 16) as folder:
+            yield folder
+    except PermissionError as error:
+        pytest.skip(str(error))
 
 
-@pytest.mark.parametrize('kind', ['SIGKILL', 'SIGTERM', 'full disk'])
+@pytest.mark.parametrize('moment', ['training', 'saving'])
+@pytest.mark.parametrize('kind', ['SIGKILL', 'SIGTERM'])
+def test_training_goes_on_as_if_nothing_had_happened(training, kind, moment):
+    training.strike(kind, 1, moment)
+
+
+def test_training_survives_writes_that_fail_in_the_middle(training):
+    training.strike('file size limit', 2)
+
+
+def test_training_survives_a_full_file_system(tmp_path, disk):
+    Training(tmp_path, 0, disk, max_keep_ckpts=1).strike(MOUNTED, 2)
+
+
+@pytest.mark.parametrize('kind', sorted({*KINDS} - {MOUNTED}))
 def test_deployed_model_is_always_whole(tmp_path, kind):
-    folding = Folding(tmp_path)
-    folding.strike(kind, 6)
-    assert folding.struck
-    folding.strike('full disk', 1)
-    folding._write(1)
-    assert list(tmp_path.iterdir()) == [folding.out], 'the next write removes what the kills have left'
-    folding.check()
+    packing = Packing(tmp_path)
+    packing.strike(kind, 4)
+    assert packing.struck[kind, 'packing'] == 4
+    packing.write(1)
+    assert list(tmp_path.iterdir()) == [packing.out], 'the next write removes what the kills have left'
+    packing.check()
+
+
+def test_deployed_model_is_whole_on_a_full_file_system(disk):
+    packing = Packing(disk)
+    packing.strike(MOUNTED, 4)
+    assert not partials(disk)
+
+
+@pytest.fixture(scope='module')
+def deploying(tmp_path_factory) -> Deploying:
+    pytest.importorskip('onnxruntime', reason='onnxruntime is not installed')
+    return Deploying(tmp_path_factory.mktemp('deploying'))
+
+
+@pytest.mark.parametrize(
+    ('kind', 'moment'), [('SIGKILL', 'exporting'), ('SIGTERM', 'folding'), ('file size limit', 'exporting')]
+)
+def test_the_deploy_tool_leaves_the_earlier_model_or_the_new_one(deploying, kind, moment):
+    deploying.strike(kind, 1, moment)
 
 
 def test_the_faults_would_hurt_a_plain_writer(tmp_path):

@@ -132,6 +132,26 @@ def test_an_empty_batch_trains_without_effect(rule):
     assert all(p.grad is None or not p.grad.any() for p in net[0].parameters())
 
 
+def test_a_detector_sees_images_without_objects(tmp_path):
+    """Also in its first iteration; then one with objects, and an RoI head without RoIs."""
+    pytest.importorskip('mmdet', reason='mmdet is not installed')
+    from tests.test_builder import MMDET_MODELS, batch, detector_config, register_all_modules
+
+    register_all_modules()
+    torch.manual_seed(0)
+    model = MMDET_MODELS.build(detector_config(tmp_path).model).train()
+    for empty in (True, True, False):
+        data = batch()
+        for sample in data['data_samples']:
+            sample.gt_instances = sample.gt_instances[:0] if empty else sample.gt_instances
+        model.zero_grad()
+        loss, _ = model.parse_losses(model(**model.data_preprocessor(data, training=True), mode='loss'))
+        loss.backward()
+        assert_finite(model, loss)
+    scores, boxes = model.eval().roi_head.bbox_head(torch.zeros(0, 16, 7, 7))
+    assert (len(scores), len(boxes)) == (0, 0)
+
+
 # ------------------------------------------------------------------ autocast and loss scaling
 
 

@@ -1,0 +1,74 @@
+"""tools/test.py, tools/deploy.py and tools/train.py --resume refuse a checkpoint of another model than the config's."""
+
+import pytest
+import torch
+
+from tests.toy import toy_config, toy_runner
+
+from .test_checkpoints import MISFITS
+from .test_hostile import run_tool
+
+BUILT = dict(type='mmgdrq.Quantized', base_type='ToyModel')
+IMPORTS = dict(custom_imports=dict(imports=['tests.toy']))
+CONFIGS = {
+    'other weight bits': (dict(weight=dict(bits=3)), {}),
+    'other input bits': (dict(activation=dict(bits=3)), {}),
+    'other groups': (dict(weight=dict(group_size=4)), {}),
+    'other grid': (dict(weight=dict(grid='narrow_range')), {}),
+    'other layers': (dict(rules=[dict(pattern='conv2', skip=True)]), {}),
+    'built with other bits': (None, dict(model=dict(BUILT, quant=dict(weight=dict(bits=3))))),
+    'float': (None, {}),
+    'other width': (dict(), dict(model=dict(type='ToyModel', channels=12))),
+}
+"""Arguments of toy_config that do not build what was trained: GDRQHook's keys, and others."""
+
+COMMANDS = {
+    'test': ('test', '{config}', '{file}', '--metrics', '{out}'),
+    'deploy': ('deploy', '{config}', '{file}', '--out', '{out}', '--rounds', '0'),
+    'resume': ('train', '{config}', '--resume', '{file}'),
+}
+
+
+@pytest.fixture(scope='module')
+def trained(tmp_path_factory):
+    """Checkpoints of a quantized and of a float training."""
+    folder = tmp_path_factory.mktemp('trained')
+    toy_runner(folder / 'quantized', 1, dict()).train()
+    toy_runner(folder / 'float', 1).train()
+    return folder
+
+
+def refused(monkeypatch, capsys, folder, command: str, file, hook, **changes) -> str:
+    """Run a tool that must end with one error line and write nothing; the line."""
+    config = folder / 'config.py'
+    toy_config(folder / 'run', 2, hook, **IMPORTS, **changes).dump(config)
+    out = folder / 'out'
+    name, *arguments = (part.format(config=config, file=file, out=out) for part in COMMANDS[command])
+    assert run_tool(monkeypatch, name, *arguments) == 2
+    assert not out.exists()
+    assert not list((folder / 'run').glob('*.pth'))
+    line = capsys.readouterr().err.strip().splitlines()[-1]
+    assert line.startswith('error: ')
+    return line
+
+
+@pytest.mark.parametrize('command', COMMANDS)
+@pytest.mark.parametrize('kind', CONFIGS)
+def test_a_config_that_builds_something_else(tmp_path, monkeypatch, capsys, trained, kind, command):
+    hook, changes = CONFIGS[kind]
+    refused(monkeypatch, capsys, tmp_path, command, trained / 'quantized/epoch_1.pth', hook, **changes)
+
+
+@pytest.mark.parametrize('command', COMMANDS)
+@pytest.mark.parametrize('kind', MISFITS)
+def test_a_checkpoint_that_holds_something_else(tmp_path, monkeypatch, capsys, trained, kind, command):
+    content = torch.load(trained / 'quantized/epoch_1.pth', weights_only=False)
+    content['state_dict'] = MISFITS[kind][0](content['state_dict'])
+    torch.save(content, tmp_path / 'edited.pth')
+    refused(monkeypatch, capsys, tmp_path, command, tmp_path / 'edited.pth', dict())
+
+
+@pytest.mark.parametrize('command', COMMANDS)
+def test_a_float_checkpoint_for_a_quantized_config(tmp_path, monkeypatch, capsys, trained, command):
+    line = refused(monkeypatch, capsys, tmp_path, command, trained / 'float/epoch_1.pth', dict())
+    assert 'float checkpoint' in line
