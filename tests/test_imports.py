@@ -35,9 +35,9 @@ ALLOWED = {
     'schedule': {'errors'},
     'scale_clip': {'quant', 'layers'},
     'convert': {'errors', 'layers', 'policy', 'stages'},
-    'builder': {'errors', 'layers', 'policy', 'schedule', 'stages', 'convert', 'registry'},
+    'builder': {'errors', 'layers', 'policy', 'schedule', 'stages', 'convert', 'registry', 'deploy'},
     'analysis': {'quant', 'layers', 'analysis'},
-    'deploy': {'errors', 'files', 'quant', 'layers', 'policy', 'stages', 'convert', 'builder'},
+    'deploy': {'errors', 'files', 'quant', 'layers', 'policy', 'stages', 'convert'},
 }
 """Part -> the other parts it may import."""
 

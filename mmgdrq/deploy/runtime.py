@@ -14,6 +14,7 @@ from .artifact import PathLike, read_manifest
 from .config_text import parse_config
 from .engines import open_engine
 from .seams import parts_of
+from .simulation import simulate
 
 PROFILE_OF = {'onnxruntime': 'onnxruntime', 'openvino': 'openvino'}
 """Engine -> the form of the graphs that it runs as integer kernels."""
@@ -136,7 +137,11 @@ def load_deployed(path: PathLike, engine: str = 'onnxruntime', threads: int = 0)
     with torch.no_grad():
         model = MODELS.build(_without_weights(cfg.model))
     if not is_quantized_model(model):
-        quantize(model, **_hook_options(path, cfg))
+        options = _hook_options(path, cfg)
+        engine_of_training = options.pop('deploy', None)
+        quantize(model, **options)
+        if engine_of_training is not None:
+            simulate(model, engine_of_training)
     load_folded(model, path)
     if engine != 'torch':
         plug_engine(model, path, engine, threads)
@@ -153,7 +158,7 @@ def _without_weights(model_cfg):
 def _hook_options(path: Path, cfg) -> dict[str, Any]:
     for hook in cfg.get('custom_hooks') or []:
         if str(hook.get('type')).split('.')[-1] == 'GDRQHook':
-            return {key: hook[key] for key in ('weight', 'activation', 'rules') if hook.get(key) is not None}
+            return {key: hook[key] for key in ('weight', 'activation', 'rules', 'deploy') if hook.get(key) is not None}
     raise CheckpointError(f'{path}: its config has neither GDRQHook nor mmgdrq.Quantized, so it builds a float model')
 
 
