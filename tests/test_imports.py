@@ -89,7 +89,7 @@ def test_triton_is_imported_in_one_file_only():
     assert files == ['triton_kernels.py']
 
 
-@pytest.mark.parametrize('name', ['artifact', 'fold', 'layers', 'pairs', 'verify'])
+@pytest.mark.parametrize('name', ['artifact', 'fold', 'layers', 'manifest', 'pairs', 'verify'])
 def test_folding_needs_no_openmmlab_and_no_pickle(name):
     packages = {module.split('.')[0] for module in imports_of(ROOT / 'deploy' / f'{name}.py')} - {'mmgdrq'}
     assert not {package for package in packages if package.startswith('mm')}

@@ -1,6 +1,5 @@
 """Write the dense parts of a folded model as standard ONNX graphs."""
 
-import hashlib
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from .blocks import PROFILES, Block, BlockModule, Grid, block_of
 from .engine_result import trained_grids
 from .forms import low_bit
 from .layers import STORED, RoundedInput
+from .manifest import file_sha256
 from .merge import merge_norms
 from .pooling import any_size_pooling
 from .results import plan_results
@@ -48,7 +48,7 @@ class Exported:
             file=self.path.name,
             tree=pytree.treespec_dumps(self.part.module.tree),
             blocks=len(self.blocks),
-            sha256=hashlib.sha256(self.path.read_bytes()).hexdigest(),
+            sha256=file_sha256(self.path),
         )
 
 

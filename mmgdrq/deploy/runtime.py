@@ -1,6 +1,5 @@
 """A deployed directory as a model that an engine runs."""
 
-import hashlib
 from pathlib import Path
 from typing import Any, Union
 
@@ -10,9 +9,9 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from ..errors import CheckpointError
-from .artifact import PathLike, read_manifest
 from .config_text import parse_config
 from .engines import open_engine
+from .manifest import PathLike, file_sha256, read_manifest
 from .seams import parts_of
 from .simulation import simulate
 
@@ -30,7 +29,10 @@ class EngineCall:
 
     def __init__(self, run, tree: str) -> None:
         self.run = run
-        self.tree = pytree.treespec_loads(tree)
+        try:
+            self.tree = pytree.treespec_loads(tree)
+        except (AttributeError, IndexError, KeyError, NotImplementedError, TypeError, ValueError) as error:
+            raise CheckpointError(f'graphs: {tree[:60]!r} is not a structure of results ({error!r})') from None
 
     def __call__(self, x: Tensor) -> Any:
         count = len(x)
@@ -38,6 +40,8 @@ class EngineCall:
         if count == 0:  # no RoIs: engines want at least one
             array = np.zeros((1, *array.shape[1:]), np.float32)
         results = [torch.from_numpy(np.asarray(r)).to(x.device) for r in self.run(array)]
+        if len(results) != self.tree.num_leaves:
+            raise CheckpointError(f'graphs: one has {len(results)} results, the manifest says {self.tree.num_leaves}')
         return pytree.tree_unflatten(results if count else [r[:0] for r in results], self.tree)
 
 
@@ -79,7 +83,7 @@ def _checked_file(path: Path, profile: str, entry: dict[str, Any]) -> Path:
             'with tools/deploy.py --export'
         )
     file = path / profile / Path(entry['file']).name
-    if not file.is_file() or hashlib.sha256(file.read_bytes()).hexdigest() != entry['sha256']:
+    if not file.is_file() or file_sha256(file) != entry['sha256']:
         raise CheckpointError(
             f'{file}: is missing, truncated or altered (its checksum is not that of the manifest). Write it again with '
             'tools/deploy.py --export'
@@ -128,11 +132,10 @@ def load_deployed(path: PathLike, engine: str = 'onnxruntime', threads: int = 0)
     from mmengine.registry import MODELS, init_default_scope
 
     from ..convert import is_quantized_model, quantize
-    from .artifact import CONFIG, load_folded
+    from .artifact import CONFIG, load_folded, read_config
 
     path = Path(path)
-    read_manifest(path)
-    cfg = Config(parse_config((path / CONFIG).read_text(), str(path / CONFIG)))
+    cfg = Config(parse_config(read_config(path), str(path / CONFIG)))
     init_default_scope(cfg.get('default_scope', 'mmengine'))
     with torch.no_grad():
         model = MODELS.build(_without_weights(cfg.model))
