@@ -206,8 +206,6 @@ def changed_manifest(path, change):
 @FAST
 @given(layer=st.sampled_from(['conv', 'head', 'norm', 'x']), key=st.sampled_from(LAYER_KEYS), value=VALUES)
 def test_any_value_in_a_layer(original, tmp_path_factory, layer, key, value):
-    path = copy_once(original[0], tmp_path_factory)
-
     def change(manifest):
         manifest['layers'].setdefault(layer, {}).update({key: value})
 
