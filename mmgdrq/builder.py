@@ -7,6 +7,7 @@ from mmengine.registry import MODELS as MMENGINE_MODELS
 from torch import nn
 
 from .convert import quantize
+from .deploy import simulate
 from .errors import ConfigError, unknown_key
 from .layers import (
     Conv1d,
@@ -21,7 +22,7 @@ from .layers import (
 from .registry import MODELS
 from .schedule import Schedule
 
-QUANT_KEYS = ('weight', 'activation', 'rules', 'stages', 'execution')
+QUANT_KEYS = ('weight', 'activation', 'rules', 'stages', 'execution', 'deploy')
 
 for layer in (Conv1d, Conv2d, Conv3d, ConvTranspose1d, ConvTranspose2d, ConvTranspose3d, Linear):
     MODELS.register_module(module=layer)
@@ -36,7 +37,7 @@ def build_quantized(base_type: str, quant: Optional[Mapping[str, Any]] = None, *
 
     Args:
         base_type: registered name of the float model, such as ``'FasterRCNN'``.
-        quant: ``weight``, ``activation``, ``rules``, ``stages`` and ``execution`` as for
+        quant: ``weight``, ``activation``, ``rules``, ``stages``, ``execution`` and ``deploy`` as for
             :func:`mmgdrq.quantize` and :class:`mmgdrq.GDRQHook`.
         **model: the other keys of the float model's config.
 
@@ -49,11 +50,13 @@ def build_quantized(base_type: str, quant: Optional[Mapping[str, Any]] = None, *
             raise unknown_key('model.quant', key, QUANT_KEYS)
     if not isinstance(base_type, str):
         raise ConfigError(f"model.base_type: expected a name such as 'FasterRCNN', got {base_type!r}")
-    stages, execution = quant.pop('stages', None), quant.pop('execution', None)
+    stages, execution, deploy = (quant.pop(key, None) for key in ('stages', 'execution', 'deploy'))
     built = MMENGINE_MODELS.build({'type': base_type, **model})
     schedule = Schedule.from_config(stages)
     built.gdrq_schedule = schedule
     quantize(built, **quant, stage=schedule.first, follow_checkpoint=stages is not None)
+    if deploy is not None:
+        simulate(built, deploy)
     if execution is not None:
         set_execution(built, **execution)
     return built

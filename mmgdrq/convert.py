@@ -18,7 +18,9 @@ from .layers import (
 from .policy import Plan, make_plan
 from .stages import BUFFER, init_stage
 
-_QUANTIZER_KEYS = ('.weight_quantizer.', '.activation_quantizer.')
+_QUANTIZER_KEYS = ('.weight_quantizer.', '.activation_quantizer.', '.engine_result.')
+_ADDED_LATER = '.engine_result.'
+"""Quantizers that a model may get after it was trained without them."""
 
 
 def quantize(
@@ -105,6 +107,8 @@ def _check_state(model, state_dict, prefix, *_) -> None:
     if not found:
         return
     expected = set(quantization_keys(model.state_dict(prefix=prefix)))
+    if not any(_ADDED_LATER in key for key in found):
+        expected = {key for key in expected if _ADDED_LATER not in key}
     if found == expected:
         return
     missing, extra = sorted(expected - found), sorted(found - expected)

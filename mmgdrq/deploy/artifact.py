@@ -5,11 +5,10 @@ written beside its final place and renamed, so that a half-written one never has
 """
 
 import copy
-import hashlib
 import json
 import shutil
 from pathlib import Path
-from typing import Any, Callable, Optional, Union
+from typing import Any, Callable, Optional
 
 import torch
 from safetensors import SafetensorError
@@ -21,11 +20,11 @@ from ..files import partial_name, remove_stale, replace_directory
 from ..layers import is_quantized
 from ..quant import pack, unpack
 from .layers import STORED, StoredWeight, become_folded, unread_parameters
+from .manifest import FORMAT, MANIFEST, VERSION, PathLike, is_deployed, read_manifest
+from .manifest import file_sha256 as _sha256
+from .manifest import json_sha256 as _json_sha256
 
-FORMAT, VERSION = 'mmgdrq-folded', 2
-MANIFEST, WEIGHTS, CONFIG = 'manifest.json', 'weights.safetensors', 'config.py'
-
-PathLike = Union[str, Path]
+WEIGHTS, CONFIG = 'weights.safetensors', 'config.py'
 
 
 def save_folded(
@@ -63,6 +62,7 @@ def save_folded(
             'format': FORMAT,
             'version': VERSION,
             'sha256': _sha256(temporary / WEIGHTS),
+            'config_sha256': _sha256(temporary / CONFIG),
             'layers_sha256': _json_sha256(layers),
             'layers': layers,
             'graphs': written,
@@ -73,18 +73,6 @@ def save_folded(
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return out
-
-
-def is_deployed(path: PathLike) -> bool:
-    """Whether ``path`` is a directory that :func:`save_folded` wrote, of any version.
-
-    Other programs name files ``manifest.json`` too, so its content decides.
-    """
-    try:
-        manifest = json.loads((Path(path) / MANIFEST).read_text())
-    except (OSError, ValueError):
-        return False
-    return isinstance(manifest, dict) and manifest.get('format') == FORMAT
 
 
 def load_folded(model: nn.Module, path: PathLike) -> nn.Module:
@@ -135,34 +123,19 @@ def _become(model: nn.Module, path: Path, manifest: dict[str, Any], tensors: dic
     return model.eval()
 
 
-def read_manifest(path: PathLike) -> dict[str, Any]:
-    """Read and check the manifest of a deployed model.
+def read_config(path: PathLike) -> str:
+    """Text of the config in a deployed directory.
 
     Raises:
-        CheckpointError: it is missing, not readable, of another format or of a newer version.
+        CheckpointError: it is missing or was altered.
     """
-    file = Path(path) / MANIFEST
-    try:
-        manifest = json.loads(file.read_text())
-    except (OSError, ValueError) as error:
+    file = Path(path) / CONFIG
+    if not file.is_file() or _sha256(file) != read_manifest(path)['config_sha256']:
         raise CheckpointError(
-            f'{file}: cannot be read as the manifest of a deployed model ({error}). Write it again with tools/deploy.py'
-        ) from None
-    if not isinstance(manifest, dict) or manifest.get('format') != FORMAT:
-        raise CheckpointError(f'{file}: is not the manifest of a deployed model (format {FORMAT!r} expected)')
-    if manifest.get('version') != VERSION:
-        raise CheckpointError(
-            f'{file}: has version {manifest.get("version")}, this mmgdrq reads version {VERSION}. Update mmgdrq, '
-            'or write the model again with tools/deploy.py'
+            f'{file}: is missing, truncated or altered (its checksum is not that of the manifest). Write it again '
+            'with tools/deploy.py'
         )
-    parts = ('layers', 'graphs') if 'graphs' in manifest else ('layers',)
-    if any(manifest.get(f'{part}_sha256') != _json_sha256(manifest.get(part)) for part in parts):
-        raise CheckpointError(f'{file}: was altered (its checksum differs). Write it again with tools/deploy.py')
-    return manifest
-
-
-def _json_sha256(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+    return file.read_text()
 
 
 def stored_bytes(path: PathLike) -> int:
@@ -274,11 +247,3 @@ def _check_state(path: Path, expected: dict[str, Tensor], state: dict[str, Tenso
             raise CheckpointError(
                 f'{path}: {key} has shape {tuple(state[key].shape)}, the config builds {tuple(tensor.shape)}'
             )
-
-
-def _sha256(file: Path) -> str:
-    digest = hashlib.sha256()
-    with open(file, 'rb') as stream:
-        for block in iter(lambda: stream.read(1 << 20), b''):
-            digest.update(block)
-    return digest.hexdigest()

@@ -100,6 +100,8 @@ class BlockModule(nn.Module):
         range: lowest and highest result so far.
         rank: dimensions of the last input.
         result: grid that the result is rounded to; None: the result stays float.
+        rounds: whether ``result`` is a grid of its own, and not that of the next layer's input.
+        trained: the grid that the model was trained with, see :mod:`.simulation`.
         ends: whether the block is computed as int32 and then scaled and shifted in float, with a float bias.
     """
 
@@ -109,7 +111,8 @@ class BlockModule(nn.Module):
         self.range = (0.0, 0.0)
         self.rank = 0
         self.result: Optional[Grid] = None
-        self.ends = False
+        self.rounds = self.ends = False
+        self.trained: Optional[Grid] = None
 
     def is_product(self) -> bool:
         """Whether the block became a MatMul: a linear layer on inputs of more than two dimensions."""
@@ -125,7 +128,7 @@ class BlockModule(nn.Module):
 
         Its units are input step * weight scale, so a finer scale rounds the bias less; the codes still fit int8.
         """
-        return max(INT8_MAX // -self.block.lowest, 1) if self.has_integer_bias() else 1
+        return refinement_of(self.block.lowest) if self.has_integer_bias() else 1
 
     def bias_codes(self) -> Tensor:
         """The bias in units of input step * refined weight scale: int32, shape ``(O,)``."""
@@ -146,6 +149,11 @@ class BlockModule(nn.Module):
             lowest, highest = y.aminmax()
             self.range = (min(self.range[0], lowest.item()), max(self.range[1], highest.item()))
         return y
+
+
+def refinement_of(lowest: int) -> int:
+    """Largest factor by which weight codes from ``lowest`` on still fit int8."""
+    return max(INT8_MAX // -lowest, 1)
 
 
 def block_of(name: str, layer: nn.Module, entry: dict[str, Any], profile: str) -> Block:

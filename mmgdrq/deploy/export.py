@@ -1,6 +1,5 @@
 """Write the dense parts of a folded model as standard ONNX graphs."""
 
-import hashlib
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,9 +12,11 @@ from torch.utils import _pytree as pytree
 
 from ..errors import ExportError
 from ..quant import step_of
-from .blocks import PROFILES, Block, BlockModule, block_of
+from .blocks import PROFILES, Block, BlockModule, Grid, block_of
+from .engine_result import trained_grids
 from .forms import low_bit
 from .layers import STORED, RoundedInput
+from .manifest import file_sha256
 from .merge import merge_norms
 from .pooling import any_size_pooling
 from .results import plan_results
@@ -47,7 +48,7 @@ class Exported:
             file=self.path.name,
             tree=pytree.treespec_dumps(self.part.module.tree),
             blocks=len(self.blocks),
-            sha256=hashlib.sha256(self.path.read_bytes()).hexdigest(),
+            sha256=file_sha256(self.path),
         )
 
 
@@ -83,18 +84,33 @@ def with_blocks(
 ) -> tuple[nn.Module, list[BlockModule]]:
     """A copy of a folded model whose folded layers are blocks, and the list that their export fills."""
     model, exported = merge_norms(folded), []
+    trained = _checked_grids(folded)
     names: dict[int, BlockModule] = {}
     for name, entry in model.gdrq_folded.items():
         layer = model.get_submodule(name)
         if entry['kind'] == STORED:
             layer.activation_quantizer = _rounded_input(layer.activation_quantizer, entry)
             continue
-        names[id(layer)] = BlockModule(form(block_of(name, layer, entry, profile)), exported)
+        block = BlockModule(form(block_of(name, layer, entry, profile)), exported)
+        block.trained = trained.get(entry['norm'] or name)
+        names[id(layer)] = block
     for parent in list(model.modules()):
         for attribute, child in list(parent._modules.items()):
             if id(child) in names:
                 parent._modules[attribute] = names[id(child)]
     return model, exported
+
+
+def _checked_grids(folded: nn.Module) -> dict[str, Grid]:
+    """The grids of results that the model was trained with; each belongs to the end of a block."""
+    grids = trained_grids(folded)
+    ends = {entry['norm'] or name for name, entry in folded.gdrq_folded.items()}
+    if set(grids) - ends:
+        raise ExportError(
+            f'export: the model was trained with a rounded result of {min(set(grids) - ends)}, which is not the end of '
+            'a block when it runs on the sample images. Train it without `deploy`'
+        )
+    return grids
 
 
 def _rounded_input(quantizer: nn.Module, entry: dict[str, Any]) -> nn.Module:

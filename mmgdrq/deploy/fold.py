@@ -126,8 +126,8 @@ def _is_foldable(layer: nn.Module) -> bool:
 
 def _store_layer(layer: nn.Module) -> Entry:
     """The layer keeps its forward pass and input quantizer; its quantized weight is stored as codes."""
-    codes, scale, weight_format = _weight_codes(layer, layer.filters().detach())
-    _, limits, bits = _input_codes(layer)
+    codes, scale, weight_format = weight_codes(layer, layer.filters().detach())
+    _, limits, bits = input_codes(layer)
     entry = {'kind': STORED, 'input': limits, 'input_bits': bits, 'scaled': False, 'offset': False, 'norm': None}
     entry.update(weight_format, shape=list(codes.shape))
     become_folded(layer, entry)
@@ -138,8 +138,8 @@ def _store_layer(layer: nn.Module) -> Entry:
 
 
 def _fold_layer(layer: nn.Module, norm: Optional[nn.Module]) -> Entry:
-    codes, weight_scale, weight_format = _weight_codes(layer, layer.weight.detach())
-    step, limits, bits = _input_codes(layer)
+    codes, weight_scale, weight_format = weight_codes(layer, layer.weight.detach())
+    step, limits, bits = input_codes(layer)
     scale = weight_scale * step
     bias = None if layer.bias is None else layer.bias.detach().clone()
     entry = {
@@ -174,21 +174,33 @@ def _fold_into_norm(norm: nn.Module, scale: Tensor, bias: Optional[Tensor]) -> N
     norm.running_mean.copy_(mean / scale)
 
 
-def _weight_codes(layer: nn.Module, weight: Tensor) -> tuple[Tensor, Tensor, Entry]:
+def weight_codes(layer: nn.Module, weight: Tensor) -> tuple[Tensor, Tensor, Entry]:
     """Integer weight, scale of every filter, and how the integers are stored; ``weight`` has its filters first."""
     quantizer = layer.weight_quantizer
     if not isinstance(quantizer, WeightQuantizer):
-        ones = weight.new_ones(weight.shape[0])
-        return weight, ones, {'weight_bits': 32, 'weight_lowest': 0, 'weight_stride': 1}
+        return weight, weight_scale(layer, weight), {'weight_bits': 32, 'weight_lowest': 0, 'weight_stride': 1}
     spec, alpha = quantizer.spec, quantizer.range_of(weight).detach()
     codes = quantize(weight, weight_step(weight, alpha, spec), spec.code_limits, spec.offset)
-    scale = per_filter(step_of(alpha, spec.levels), weight.shape[0], spec.group_size)
     lowest, stride = spec.integers
-    integers, scale = (codes + spec.offset) * stride, scale / stride
-    return integers, scale, {'weight_bits': spec.bits, 'weight_lowest': lowest, 'weight_stride': stride}
+    integers = (codes + spec.offset) * stride
+    return (
+        integers,
+        weight_scale(layer, weight),
+        {'weight_bits': spec.bits, 'weight_lowest': lowest, 'weight_stride': stride},
+    )
 
 
-def _input_codes(layer: nn.Module) -> tuple[Tensor, Optional[tuple[int, int]], int]:
+def weight_scale(layer: nn.Module, weight: Tensor) -> Tensor:
+    """What one unit of the weight integers is worth, shape ``(O,)``; ``weight`` has its filters first."""
+    quantizer = layer.weight_quantizer
+    if not isinstance(quantizer, WeightQuantizer):
+        return weight.new_ones(weight.shape[0])
+    spec = quantizer.spec
+    step = step_of(quantizer.range_of(weight).detach(), spec.levels)
+    return per_filter(step, weight.shape[0], spec.group_size) / spec.integers[1]
+
+
+def input_codes(layer: nn.Module) -> tuple[Tensor, Optional[tuple[int, int]], int]:
     """Input step, limits of the input codes, and their bits."""
     quantizer = layer.activation_quantizer
     if not isinstance(quantizer, ActivationQuantizer):

@@ -138,6 +138,7 @@ def _examine_part(engine: str, part: Exported, other: Optional[Exported], rounds
         codes=errors.codes,
         different=errors.different,
         worst=errors.worst,
+        distance=errors.distance,
         **timed,
     )
 

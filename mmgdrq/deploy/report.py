@@ -17,6 +17,7 @@ class GraphReport:
             None: the engine does not run here.
         codes, different: input codes of the blocks, and how many of them differ from torch's on equal inputs.
         worst: block with the largest share of them.
+        distance: how far torch's value lay from being rounded to the engine's code, in steps, at most.
         milliseconds: of one run on the sample, median.
         speedup: over the same network in float in the same engine, runs interleaved; None: not timed.
     """
@@ -29,12 +30,15 @@ class GraphReport:
     codes: int
     different: int
     worst: Optional[str]
+    distance: float = 0.0
     milliseconds: Optional[float] = None
     speedup: Optional[float] = None
 
     def __str__(self) -> str:
         timed = '' if self.speedup is None else f', {self.milliseconds:.1f} ms, {self.speedup:.2f}x as fast as float'
         different = f'{self.different:,} of {self.codes:,} codes differ'
+        if self.different:
+            different += f' (values at most {self.distance:.0e} steps from a tie)'
         kernels = 'not run' if self.integer is None else f'{self.integer} integer and {self.floating} float kernels'
         return f'{self.engine} {self.part}: {kernels} for {self.blocks} quantized layers, {different}{timed}'
 

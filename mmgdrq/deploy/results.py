@@ -5,8 +5,8 @@ input quantizer follow, it is. Everywhere else:
 
 - where a max pooling stands in between, the grid of the next layer's input is used before it (the largest value
   and rounding commute, so nothing changes);
-- where the network goes on otherwise (a residual addition, a neck), the result is rounded to an 8-bit grid, whose
-  range comes from the sample images;
+- where the network goes on otherwise (a residual addition, a neck), the result is rounded to an 8-bit grid: the one
+  that the model was trained with (:mod:`.simulation`), else one whose range comes from the sample images;
 - where the network ends, or a result leaves it, the block is computed as int32 and scaled in float.
 """
 
@@ -23,7 +23,7 @@ PASSED = ('Relu', 'MaxPool')
 
 
 def plan_results(path: Path, exported: list[BlockModule]) -> None:
-    """Set ``result`` and ``ends`` of the blocks of a graph; an export after it has them.
+    """Set ``result``, ``rounds`` and ``ends`` of the blocks of a graph; an export after it has them.
 
     Args:
         path: ONNX file of the profile ``'onnxruntime'``, written without them.
@@ -43,10 +43,13 @@ def plan_results(path: Path, exported: list[BlockModule]) -> None:
         if graph.ends(node):
             module.ends = True
         elif not graph.is_quantized_next(node):
-            module.result = _of_reader(graph, node, blocks) or _of_range(*module.range)
+            module.result = _of_reader(graph, node, blocks)
+            module.rounds = module.result is None
+            if module.rounds:
+                module.result = module.trained or _of_range(*module.range)
     for module in integer:
         if module.ends:  # of one block that is called several times, some results may leave the network
-            module.result = None
+            module.result, module.rounds = None, False
 
 
 def _of_reader(graph: '_Graph', node, blocks) -> Optional[Grid]:

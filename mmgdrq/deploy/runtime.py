@@ -1,6 +1,5 @@
 """A deployed directory as a model that an engine runs."""
 
-import hashlib
 import sys
 from pathlib import Path
 from typing import Any, Union
@@ -11,10 +10,11 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from ..errors import CheckpointError
-from .artifact import PathLike, read_manifest
 from .config_text import parse_config, registered_names_only
 from .engines import open_engine
+from .manifest import PathLike, file_sha256, read_manifest
 from .seams import parts_of
+from .simulation import simulate
 
 PROFILE_OF = {'onnxruntime': 'onnxruntime', 'openvino': 'openvino'}
 """Engine -> the form of the graphs that it runs as integer kernels."""
@@ -30,7 +30,10 @@ class EngineCall:
 
     def __init__(self, run, tree: str) -> None:
         self.run = run
-        self.tree = pytree.treespec_loads(tree)
+        try:
+            self.tree = pytree.treespec_loads(tree)
+        except (AttributeError, IndexError, KeyError, NotImplementedError, TypeError, ValueError) as error:
+            raise CheckpointError(f'graphs: {tree[:60]!r} is not a structure of results ({error!r})') from None
 
     def __call__(self, x: Tensor) -> Any:
         count = len(x)
@@ -40,8 +43,8 @@ class EngineCall:
         results = [torch.from_numpy(np.asarray(r)).to(x.device) for r in self.run(array)]
         if len(results) != self.tree.num_leaves:
             raise CheckpointError(
-                f'the graph gives {len(results)} results, but its manifest says {self.tree.num_leaves}. Write the '
-                'model again with tools/deploy.py --export'
+                f'graphs: one has {len(results)} results, the manifest says {self.tree.num_leaves}. Write the model '
+                'again with tools/deploy.py --export'
             )
         return pytree.tree_unflatten(results if count else [r[:0] for r in results], self.tree)
 
@@ -84,7 +87,7 @@ def _checked_file(path: Path, profile: str, entry: dict[str, Any]) -> Path:
             'with tools/deploy.py --export'
         )
     file = path / profile / Path(entry['file']).name
-    if not file.is_file() or hashlib.sha256(file.read_bytes()).hexdigest() != entry['sha256']:
+    if not file.is_file() or file_sha256(file) != entry['sha256']:
         raise CheckpointError(
             f'{file}: is missing, truncated or altered (its checksum is not that of the manifest). Write it again with '
             'tools/deploy.py --export'
@@ -134,18 +137,21 @@ def load_deployed(path: PathLike, engine: str = 'onnxruntime', threads: int = 0)
     from mmengine.registry import MODELS, init_default_scope
 
     from ..convert import is_quantized_model, quantize
-    from .artifact import CONFIG, load_folded
+    from .artifact import CONFIG, load_folded, read_config
 
     path = Path(path)
-    read_manifest(path)
-    cfg = Config(parse_config((path / CONFIG).read_text(), str(path / CONFIG)))
+    cfg = Config(parse_config(read_config(path), str(path / CONFIG)))
     init_default_scope(_known_scope(path / CONFIG, cfg.get('default_scope', 'mmengine')))
     with registered_names_only(path / CONFIG):
         with torch.no_grad():
             model = MODELS.build(_without_weights(cfg.model))
         deployed = DeployedModel(model.eval(), cfg)
     if not is_quantized_model(model):
-        quantize(model, **_hook_options(path, cfg))
+        options = _hook_options(path, cfg)
+        engine_of_training = options.pop('deploy', None)
+        quantize(model, **options)
+        if engine_of_training is not None:
+            simulate(model, engine_of_training)
     load_folded(model, path)
     if engine != 'torch':
         plug_engine(model, path, engine, threads)
@@ -171,7 +177,7 @@ def _without_weights(model_cfg):
 def _hook_options(path: Path, cfg) -> dict[str, Any]:
     for hook in cfg.get('custom_hooks') or []:
         if str(hook.get('type')).split('.')[-1] == 'GDRQHook':
-            return {key: hook[key] for key in ('weight', 'activation', 'rules') if hook.get(key) is not None}
+            return {key: hook[key] for key in ('weight', 'activation', 'rules', 'deploy') if hook.get(key) is not None}
     raise CheckpointError(f'{path}: its config has neither GDRQHook nor mmgdrq.Quantized, so it builds a float model')
 
 

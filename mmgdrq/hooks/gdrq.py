@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..convert import is_quantized_model, quantize
+from ..deploy import simulate, simulated
 from ..errors import ConfigError, unknown_key
 from ..layers import set_execution
 from ..policy import make_plan
@@ -20,7 +21,7 @@ from .checkpoint import drop_code
 from .range_check import RangeCheckHook
 from .unwrap import refuse_sharding, unwrap
 
-KEYS = ('weight', 'activation', 'rules', 'stages', 'scale_clip', 'execution', 'priority')
+KEYS = ('weight', 'activation', 'rules', 'stages', 'scale_clip', 'execution', 'deploy', 'priority')
 UNCLIPPED_STAGES = ('float',)
 
 
@@ -38,6 +39,8 @@ class GDRQHook(Hook):
         stages: dict of :class:`~mmgdrq.schedule.Schedule`; defaults to quantizing from the beginning.
         scale_clip: project the weights after every real optimizer step, except in the float stage.
         execution: dict of :class:`~mmgdrq.layers.Execution`: how the model computes, not what.
+        deploy: ``'onnxruntime'`` lets the model compute, in training and evaluation, what that engine will:
+            see :func:`mmgdrq.deploy.simulate`.
 
     Raises:
         ConfigError: an unknown key, a bad value, a rule that matches nothing.
@@ -54,6 +57,7 @@ class GDRQHook(Hook):
         stages: Optional[Mapping[str, Any]] = None,
         scale_clip: bool = True,
         execution: Optional[Mapping[str, Any]] = None,
+        deploy: Optional[str] = None,
         **unknown: Any,
     ) -> None:
         for key in unknown:
@@ -63,6 +67,7 @@ class GDRQHook(Hook):
         self.schedule = Schedule.from_config(stages)
         self.scale_clip = scale_clip
         self.execution = execution
+        self.deploy = deploy
         self.range_check = RangeCheckHook()
         self.model: Optional[nn.Module] = None
         self.projection: Optional[ScaleClip] = None
@@ -79,6 +84,11 @@ class GDRQHook(Hook):
             self._manage_built(model)
         else:
             self._quantize(runner, model)
+        if self.deploy is not None:
+            results = simulated(simulate(model, self.deploy)).values()
+            rounded = sum(not isinstance(result.quantizer, nn.Identity) for result in results)
+            text = 'mmgdrq: simulating %s: %d biases are rounded, and %d results to 8 bits'
+            runner.logger.info(text, self.deploy, len(results), rounded)
         if self.execution is not None:
             runner.logger.info('mmgdrq: %s', set_execution(model, **self.execution))
         runner.logger.info('mmgdrq: the quantization plan\n%s', model.gdrq_plan)

@@ -290,7 +290,7 @@ class ActivationQuantizer(_Quantizer):
         self.pending.zero_()
         if not bool(torch.isfinite(threshold)):  # a later call of the first iteration, or another rank
             raise self._not_finite()
-        self._start(threshold, signed)
+        self.set_range(threshold, signed)
         self._fresh = False
 
     def rule(self) -> tuple:
@@ -321,7 +321,7 @@ class ActivationQuantizer(_Quantizer):
         signed = self.spec.signed
         signed = bool(lowest < 0) if signed == 'auto' else signed
         total, count = collect(x, self.spec, signed)
-        self._start(threshold_of(total / count, self.spec, signed), signed)
+        self.set_range(threshold_of(total / count, self.spec, signed), signed)
 
     def _not_finite(self) -> QuantizationError:
         return QuantizationError(
@@ -329,7 +329,8 @@ class ActivationQuantizer(_Quantizer):
             'range. Check the data, the learning rate and the layers before it'
         )
 
-    def _start(self, threshold: Tensor, signed: bool) -> None:
+    def set_range(self, threshold: Tensor, signed: bool) -> None:
+        """Set the threshold (a scalar) and the sign of the grid; both count as initialized."""
         self.threshold.data.copy_(threshold)
         self.signed.fill_(signed)
         self.initialized.fill_(True)

@@ -234,11 +234,11 @@ def test_an_altered_byte(deployed, place):
     assert_refused(path, 'truncated or altered')
 
 
-@pytest.mark.parametrize('version', [1, 3, 99, 0, '2', None])
+@pytest.mark.parametrize('version', [1, 2, 4, 99, 0, True, '3', None])
 def test_another_version(deployed, version):
     _, path = deployed
     rewrite_manifest(path, lambda manifest: manifest.update(version=version))
-    assert_refused(path, f'has version {version}, this mmgdrq reads version 2')
+    assert_refused(path, f'has version {version}, this mmgdrq reads version 3')
 
 
 @pytest.mark.parametrize('text', ['[]', '{}', '{"format": "onnx"}', '1', 'null', '', '\x00'])

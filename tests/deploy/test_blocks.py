@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import mmgdrq
-from mmgdrq.deploy.codes import check_codes, compare_codes
+from mmgdrq.deploy.codes import CodeErrors, check_codes, compare_codes
 from mmgdrq.deploy.engines import open_engine
 from mmgdrq.deploy.export import OPSET, export
 from mmgdrq.deploy.forms import FORMS
@@ -89,8 +89,21 @@ def test_a_wrong_block_is_found(folded, tmp_path):
     errors = compare_codes(exported, 'onnxruntime')
     assert errors.worst == 'wide'
     assert errors.share > 0.01
-    with pytest.raises(ExportError, match=r'onnxruntime computes dense\.onnx differently: .* \(most before wide\)'):
+    assert errors.distance > 0.05
+    with pytest.raises(
+        ExportError, match=r'onnxruntime computes dense\.onnx differently: .* \(most before wide; .* steps from a tie\)'
+    ):
         check_codes(errors, 'onnxruntime', exported.path)
+
+
+def test_one_code_that_is_on_no_tie_is_too_much_for_openvino(tmp_path):
+    path = tmp_path / 'dense.onnx'
+    tie = CodeErrors(codes=10**6, different=3, worst='wide', distance=2e-5, results=0.0)
+    check_codes(tie, 'openvino', path)
+    wrong = dataclasses.replace(tie, distance=0.1)
+    check_codes(wrong, 'onnxruntime', path)  # behind a result of 8 bits on a tie
+    with pytest.raises(ExportError, match='openvino computes'):
+        check_codes(wrong, 'openvino', path)
 
 
 def test_a_wrong_last_block_is_found(folded, tmp_path):

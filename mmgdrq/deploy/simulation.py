@@ -1,0 +1,48 @@
+"""Train with what ONNX Runtime computes: it is put behind the blocks of a quantized model."""
+
+from typing import Optional
+
+from torch import nn
+
+from ..errors import ConfigError
+from ..stages import get_stage, set_stage
+from .engine_result import CHILD, EngineResult, hook_up, simulated
+from .places import Run, places_of
+
+SIMULATED = ('onnxruntime',)
+
+
+def simulate(model: nn.Module, engine: str = 'onnxruntime', run: Optional[Run] = None) -> nn.Module:
+    """Let a quantized model compute, in training and evaluation, what an engine will; in place.
+
+    Which results are rounded is found as the export finds it: from the graphs of the model's dense parts.
+
+    Args:
+        model: result of :func:`mmgdrq.quantize`; a detector, segmentor or classifier of OpenMMLab, or a model with
+            the same seams.
+        engine: ``'onnxruntime'``; OpenVINO computes what the quantized model computes.
+        run: runs the model it is given on sample images; None: made-up inputs.
+
+    Raises:
+        ConfigError: an engine without a simulation, or a model that is not quantized or simulates already.
+        ExportError: the model's dense parts cannot be found or traced.
+    """
+    if engine not in SIMULATED:
+        raise ConfigError(
+            f"deploy={engine!r}: expected 'onnxruntime'. Other engines compute what the quantized model computes, so "
+            'there is nothing to simulate'
+        )
+    if not hasattr(model, 'gdrq_plan'):
+        raise ConfigError('deploy: the model is not quantized. Call mmgdrq.quantize(model, ...) first')
+    if simulated(model):
+        raise ConfigError('deploy: the model simulates an engine already')
+    modules = dict(model.named_modules())
+    for place in places_of(model, engine, run):
+        tail = modules[place.tail]
+        result = EngineResult(modules[place.layer], place.lowest, place.rounds, f'the result of {place.tail}')
+        result.quantizer.managed, result.quantizer.observing = True, False  # the root's forward pass decides
+        tail.add_module(CHILD, result.train(tail.training))
+    model.register_forward_pre_hook(hook_up)
+    hook_up(model)
+    set_stage(model, get_stage(model))
+    return model
