@@ -155,6 +155,7 @@ def load_deployed(path: PathLike, engine: str = 'onnxruntime', threads: int = 0)
     load_folded(model, path)
     if engine != 'torch':
         plug_engine(model, path, engine, threads)
+    model.eval()
     return deployed
 
 
