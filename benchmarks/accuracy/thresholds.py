@@ -38,10 +38,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('config')
     parser.add_argument('checkpoint')
+    parser.add_argument('--name', help='of the network, for the page; the name of the config if it is not given')
     args = parser.parse_args()
     version = commit()
     rows = compare(*inputs_of(args.config, args.checkpoint))
-    save('distribution', 'thresholds', 0, dict(rows=rows, config=Path(args.config).stem, commit=version))
+    save('distribution', 'thresholds', 0, dict(rows=rows, network=args.name or Path(args.config).stem, commit=version))
 
 
 def inputs_of(config: str, checkpoint: str) -> tuple[nn.Module, dict[str, Tensor]]:
