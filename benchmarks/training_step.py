@@ -165,6 +165,12 @@ def _rounds(kind: str, workers: list[Worker], args, seconds: float) -> dict[str,
 
 def measure(names: list[str], args, argv: list[str]) -> dict[str, dict]:
     """Times in seconds, ratios to float, and peak bytes."""
+    results = {} if args.memory_only else measure_times(names, args, argv)
+    return {name: dict(results.get(name, {}), memory=measure_memory(name, argv)) for name in names}
+
+
+def measure_times(names: list[str], args, argv: list[str]) -> dict[str, dict]:
+    """Times in seconds, and ratios to float."""
     workers = [Worker(name, argv) for name in names]
     results: dict[str, dict] = {name: {} for name in names}
     for kind, share in (('train', 0.7), ('evaluate', 0.3)):
@@ -176,8 +182,6 @@ def measure(names: list[str], args, argv: list[str]) -> dict[str, dict]:
             results[worker.name][kind] = found
     for worker in workers:
         worker.close()
-    for name in names:
-        results[name]['memory'] = measure_memory(name, argv)
     return results
 
 
@@ -230,6 +234,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument('--channels-last', action='store_true')
     parser.add_argument('--rounds', type=int, default=9)
     parser.add_argument('--minutes', type=float, default=60, help='end the rounds, train and evaluate, after that')
+    parser.add_argument('--memory-only', action='store_true', help='no times')
     parser.add_argument('--warmup', type=int, default=2)
     parser.add_argument(
         '--clock', default='wall', choices=list(CLOCKS), help='process: for one thread on a busy machine'

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from mmgdrq.quant import native
+
 ROOT = Path(__file__).parents[1]
 SCRIPT = ROOT / 'benchmarks' / 'training_step.py'
 COLUMNS = 6
@@ -42,6 +44,26 @@ def test_report(report):
     rows = [line for line in printed.splitlines() if line.startswith('| ')]
     assert all(row.count('|') == COLUMNS + 1 for row in rows)
     assert len(rows) == 4
+
+
+def test_memory_alone(tmp_path):
+    out = tmp_path / 'memory'
+    done = run('--quick', '--memory-only', '--candidates', 'mmgdrq', '--device', 'cpu', '--out', out)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(out.with_suffix('.json').read_text())['results']
+    assert {name: set(row) for name, row in found.items()} == {'float': {'memory'}, 'mmgdrq': {'memory'}}
+    assert '| | peak memory, MB | memory / float |\n|---|---|---|' in done.stdout
+
+
+@pytest.mark.skipif(not native.built(), reason='kernels are not built')
+def test_kernel_speed():
+    environment = dict(os.environ, PYTHONPATH=str(ROOT))
+    command = [sys.executable, '-W', 'ignore', str(SCRIPT.with_name('kernel_speed.py'))]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    rows = [line.split('|') for line in done.stdout.splitlines()[2:]]
+    assert len(rows) == 10
+    assert all(float(cell) > 0 for row in rows for cell in row[2:4])
 
 
 def test_render(report, tmp_path):
