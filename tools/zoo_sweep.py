@@ -175,15 +175,15 @@ def init_names(module: nn.Module) -> set[str]:
 def parameter_groups(model: nn.Module, cfg: Config) -> list:
     """Settings of every parameter in the optimizer of the config; empty where it cannot be built."""
     names = {id(p): name for name, p in model.named_parameters()}
-    wrapper = copy.deepcopy(cfg.get('optim_wrapper') or {})
-    wrapper['type'] = 'OptimWrapper'
+    asked = copy.deepcopy(cfg.get('optim_wrapper') or {})
+    keys = ('optimizer', 'paramwise_cfg', 'constructor')
+    wrapper = dict(type='OptimWrapper', **{key: asked[key] for key in keys if key in asked})
     try:
         built = build_optim_wrapper(model, wrapper)
     except Exception:
         return []
-    keys = ('lr', 'weight_decay', 'momentum')
     return [
-        ([names[id(p)] for p in group['params']], [group.get(key) for key in keys])
+        ([names[id(p)] for p in group['params']], [group.get(key) for key in ('lr', 'weight_decay', 'momentum')])
         for group in built.optimizer.param_groups
     ]
 
