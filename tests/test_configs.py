@@ -105,6 +105,8 @@ def test_config_trains_on_data_of_its_format(path, tmp_path, monkeypatch):
     assert len(hooks_of(cfg)) == bool(bits)
     if bits:
         check_plan(runner.model, *map(int, bits.groups()))
+        page = (ROOT / 'docs/plans' / f'{BITS.sub("", path.stem)}.md').read_text()
+        assert f'- `{path.stem}`: {runner.model.gdrq_plan.summary()}' in page, 'python tools/list_configs.py'
 
 
 def check_plan(model, weight: int, activation: int) -> None:

@@ -14,6 +14,7 @@ import importlib
 import json
 import multiprocessing
 import re
+import resource
 import time
 import traceback
 import warnings
@@ -33,7 +34,7 @@ import mmgdrq
 from mmgdrq.convert import quantization_keys
 
 LIMIT = 240
-"""Seconds for one architecture."""
+"""Seconds of CPU time for one architecture; ten times as many on the clock."""
 TRIES = 4
 """Configs of a folder that are tried until one can be built."""
 LARGEST = 350_000_000
@@ -81,13 +82,13 @@ def isolated(zoo: str, file: Path) -> dict:
     began = time.time()
     process.start()
     sender.close()
-    row: dict = {'result': 'failed', 'reason': f'took more than {LIMIT} seconds'}
-    while receiver.poll(max(LIMIT - (time.time() - began), 0)):
+    row: dict = {'result': 'failed', 'reason': f'took more than {10 * LIMIT} seconds'}
+    while receiver.poll(max(10 * LIMIT - (time.time() - began), 0)):
         try:
             row = receiver.recv()
         except EOFError:
             if row['reason'].startswith('took'):
-                row['reason'] = 'the process ended (out of memory?)'
+                row['reason'] = f'the process ended (more than {LIMIT} seconds, or out of memory)'
             break
     process.kill()
     process.join()
@@ -96,6 +97,7 @@ def isolated(zoo: str, file: Path) -> dict:
 
 
 def _child(zoo: str, file: Path, sender) -> None:
+    resource.setrlimit(resource.RLIMIT_CPU, (LIMIT, LIMIT + 5))
     warnings.simplefilter('ignore')
     MMLogger.get_instance('sweep', log_level='ERROR')
     row: dict = {'result': 'failed', 'reason': ''}
@@ -175,15 +177,15 @@ def init_names(module: nn.Module) -> set[str]:
 def parameter_groups(model: nn.Module, cfg: Config) -> list:
     """Settings of every parameter in the optimizer of the config; empty where it cannot be built."""
     names = {id(p): name for name, p in model.named_parameters()}
-    wrapper = copy.deepcopy(cfg.get('optim_wrapper') or {})
-    wrapper['type'] = 'OptimWrapper'
+    asked = copy.deepcopy(cfg.get('optim_wrapper') or {})
+    keys = ('optimizer', 'paramwise_cfg', 'constructor')
+    wrapper = dict(type='OptimWrapper', **{key: asked[key] for key in keys if key in asked})
     try:
         built = build_optim_wrapper(model, wrapper)
     except Exception:
         return []
-    keys = ('lr', 'weight_decay', 'momentum')
     return [
-        ([names[id(p)] for p in group['params']], [group.get(key) for key in keys])
+        ([names[id(p)] for p in group['params']], [group.get(key) for key in ('lr', 'weight_decay', 'momentum')])
         for group in built.optimizer.param_groups
     ]
 

@@ -12,9 +12,10 @@ from zoo_models import ZOOS, architectures
 INTRODUCTION = """One config of every architecture folder of the installed packages is built without pretrained weights,
 planned and quantized to W2A4.
 
-- **passed**: the parameters are the same objects and those that share one still do, a float checkpoint loads with only
-  ranges missing, the groups that `paramwise_cfg` makes are those of the float model, a forward and backward pass works,
-  no layer with a gradient is bypassed, and the state dict makes a round trip.
+- **passed**: the parameters are the same objects and what was shared still is, a float checkpoint loads with only
+  ranges missing, the groups that `paramwise_cfg` makes are those of the float model (`groups` in coverage.json: how
+  many were compared; 0 where the config has no optimizer that can be built here), a forward and backward pass works, no
+  layer with a gradient is bypassed, and the state dict makes a round trip.
 - **step**: `loss` of made-up samples; or `outputs`, the sum of the raw outputs, where the made-up data do not suit the
   loss.
 - **quantized** counts weight layers: every module whose weight has two or more dimensions.
