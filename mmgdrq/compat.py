@@ -27,7 +27,7 @@ _METHODS = ('min', 'max', 'current', 'mean')
 SAFE_TORCH = (2, 6)
 """From here on torch loads with ``weights_only`` unless told otherwise."""
 
-TESTED = {'torch': ((2, 4), (2, 13)), 'python': ((3, 9), (3, 12))}
+TESTED = {'torch': ((2, 4), (2, 14)), 'python': ((3, 9), (3, 12))}
 """Oldest and newest version that the tests were run with; see docs/reliability.md."""
 
 

@@ -39,6 +39,8 @@ LEFT_OUT = (
     'tests/benchmarks',
     'tests/deploy/test_engines_on_models.py',
     'tests/layers/test_zoo_layers.py',
+    'tests/reliability/test_interrupts.py',
+    'tests/reliability/test_ranks.py',
     'tests/test_builder.py',
     'tests/test_configs.py',
     'tests/test_make_digits.py',
@@ -47,7 +49,7 @@ LEFT_OUT = (
     'tests/test_training_step.py',
     'tests/test_zoo.py',
 )
-"""Tests that import mmcv or a package of models, or that are not about the package."""
+"""Tests that import mmcv or a package of models, that are not about the package, or that are long (faults, ranks)."""
 
 COPIED = ('mmgdrq', 'tests', 'tools', 'configs', 'docs', 'benchmarks', 'requirements')
 SHOW = (

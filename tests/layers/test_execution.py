@@ -302,7 +302,7 @@ def test_hooks_on_a_quantizer_see_tensors():
     assert isinstance(seen[0], torch.Tensor)
 
 
-@pytest.mark.skipif(torch.__version__ < '2.8', reason='the compiler of an older torch does not follow our layers')
+@pytest.mark.skipif(torch.__version__ < '2.11', reason='the compiler of an older torch does not follow our layers')
 @pytest.mark.parametrize('rule', ['mean', 'learned', 'minmax'])
 @pytest.mark.parametrize('kind', ['conv', 'linear'])
 def test_compiles_without_graph_breaks(kind, rule):

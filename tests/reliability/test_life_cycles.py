@@ -86,7 +86,7 @@ def kernels_back():
 @pytest.fixture
 def compiler(request):
     """A backend of torch.compile that works here."""
-    if torch.__version__ < '2.8':
+    if torch.__version__ < '2.11':
         pytest.skip('the compiler of an older torch does not follow our layers')
     if request.param == 'inductor':
         try:
