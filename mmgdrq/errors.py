@@ -52,3 +52,7 @@ def unknown_key(where: str, key: str, valid: Iterable[str]) -> ConfigError:
 
 class ExportError(MMGDRQError):
     """A model cannot be exported, or an engine cannot run it."""
+
+
+class InputError(MMGDRQError):
+    """An image that a deployed model cannot take."""

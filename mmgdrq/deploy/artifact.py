@@ -129,8 +129,8 @@ def read_config(path: PathLike) -> str:
     Raises:
         CheckpointError: it is missing or was altered.
     """
-    file = Path(path) / CONFIG
-    if not file.is_file() or _sha256(file) != read_manifest(path)['config_sha256']:
+    manifest, file = read_manifest(path), Path(path) / CONFIG
+    if not file.is_file() or _sha256(file) != manifest['config_sha256']:
         raise CheckpointError(
             f'{file}: is missing, truncated or altered (its checksum is not that of the manifest). Write it again '
             'with tools/deploy.py'

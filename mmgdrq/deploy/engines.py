@@ -2,12 +2,27 @@
 
 import importlib
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 
 from ..errors import ExportError
 
 ENGINES = ('onnxruntime', 'openvino')
+
+
+def check_engine(name: str) -> ModuleType:
+    """The package of an engine.
+
+    Raises:
+        ExportError: the engine is unknown or not installed.
+    """
+    if name not in ENGINES:
+        raise ExportError(f'engine {name!r} is unknown. Expected one of {", ".join(ENGINES)}')
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise ExportError(f'engine {name}: the package is not installed. Run `pip install {name}`') from error
 
 
 def open_engine(name: str, path: Path, threads: int = 0):
@@ -24,12 +39,7 @@ def open_engine(name: str, path: Path, threads: int = 0):
     Raises:
         ExportError: the engine is unknown, not installed, or does not accept the graph.
     """
-    if name not in ENGINES:
-        raise ExportError(f'engine {name!r} is unknown. Expected one of {", ".join(ENGINES)}')
-    try:
-        package = importlib.import_module(name)
-    except ImportError as error:
-        raise ExportError(f'engine {name}: the package is not installed. Run `pip install {name}`') from error
+    package = check_engine(name)
     try:
         return _OPEN[name](package, Path(path), threads)
     except Exception as error:  # each engine has exception classes of its own, derived from Exception

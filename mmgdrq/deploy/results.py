@@ -20,6 +20,8 @@ from .blocks import SIGNED_ZERO, BlockModule, Grid
 LAYERS = ('Conv', 'Gemm', 'MatMul')
 PASSED = ('Relu', 'MaxPool')
 """Operators that commute with rounding to a grid that has 0."""
+COPIES = ('Cast', 'Identity')
+"""What torch's exporter puts between a tensor that is read inside, too, and its place among the results."""
 
 
 def plan_results(path: Path, exported: list[BlockModule]) -> None:
@@ -87,7 +89,11 @@ class _Graph:
     def ends(self, node) -> bool:
         """Whether a result leaves the network, or leads to no further quantized layer."""
         name = self._behind(node, ('Relu',))
-        return node.output[0] in self.results or name in self.results or not self._leads_to_layer(node.output[0])
+        return self._leaves(node.output[0]) or self._leaves(name) or not self._leads_to_layer(node.output[0])
+
+    def _leaves(self, name: str) -> bool:
+        copies = [node.output[0] for node in self.readers[name] if node.op_type in COPIES]
+        return name in self.results or any(self._leaves(copy) for copy in copies)
 
     def is_quantized_next(self, node) -> bool:
         """Whether nothing but a ReLU and one input quantizer follow."""

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, InputError
 from .config_text import parse_config, registered_names_only
-from .engines import open_engine
+from .engines import check_engine, open_engine
 from .manifest import PathLike, file_sha256, read_manifest
 from .seams import parts_of
 from .simulation import simulate
@@ -62,6 +62,7 @@ def plug_engine(model: nn.Module, path: PathLike, engine: str, threads: int = 0)
         CheckpointError: the directory has no graphs for this engine, or a graph is missing or altered.
         ExportError: the engine is not installed or does not accept a graph.
     """
+    check_engine(engine)
     path = Path(path)
     profile = PROFILE_OF.get(engine, engine)
     graphs = read_manifest(path).get('graphs') or {}
@@ -110,12 +111,29 @@ class DeployedModel:
 
         Returns:
             The data sample of the model's package, with its predictions.
+
+        Raises:
+            InputError: the file does not exist or is no image, or the array has another shape or type.
         """
         from mmengine.dataset import pseudo_collate
 
+        _check_image(image)
         data = self.pipeline(image)
         with torch.no_grad():
             return self.model.test_step(pseudo_collate([data]))[0]
+
+
+def _check_image(image: Union[str, Path, np.ndarray]) -> None:
+    if isinstance(image, np.ndarray):
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
+            raise InputError(
+                f'image: an array of shape {image.shape}, {image.dtype}; expected (H, W, 3), uint8, BGR, as '
+                'cv2.imread gives it'
+            )
+    elif not isinstance(image, (str, Path)):
+        raise InputError(f'image: {type(image).__name__}; expected a file or a BGR array')
+    elif not Path(image).is_file():
+        raise InputError(f'image: {image} does not exist')
 
 
 def load_deployed(path: PathLike, engine: str = 'onnxruntime', threads: int = 0) -> DeployedModel:
@@ -139,6 +157,8 @@ def load_deployed(path: PathLike, engine: str = 'onnxruntime', threads: int = 0)
     from ..convert import is_quantized_model, quantize
     from .artifact import CONFIG, load_folded, read_config
 
+    if engine != 'torch':
+        check_engine(engine)
     path = Path(path)
     cfg = Config(parse_config(read_config(path), str(path / CONFIG)))
     init_default_scope(_known_scope(path / CONFIG, cfg.get('default_scope', 'mmengine')))
@@ -200,6 +220,10 @@ def _pipeline(cfg):
         if isinstance(image, np.ndarray):
             shape = image.shape[:2]
             return rest(dict(img=image, img_id=0, img_path=None, img_shape=shape, ori_shape=shape))
-        return rest(load(dict(img_path=str(image), img_id=0)))
+        try:
+            loaded = load(dict(img_path=str(image), img_id=0))
+        except (AssertionError, AttributeError, OSError, ValueError) as error:
+            raise InputError(f'image: {image} cannot be read as an image ({error})') from None
+        return rest(loaded)
 
     return run

@@ -82,6 +82,31 @@ def test_results_that_stay_in_the_network_are_on_8_bit_grids(folded, tmp_path):
     assert all(module.result is None for module in exported_of(folded, tmp_path, 'openvino').blocks)
 
 
+class Pyramid(Net):
+    """A level that leaves the network and is read inside as well, as those of an FPN with its RPN."""
+
+    def extract_feat(self, x):
+        level = self.pooled(torch.relu(self.wide(torch.relu(self.norm(self.stem(x))))))
+        return level.float(), self.head(level)
+
+
+def test_a_level_that_leaves_is_not_rounded_though_it_is_read_inside(tmp_path):
+    torch.manual_seed(0)
+    model, x = Pyramid(), torch.rand(2, 3, 16, 16)
+    for name in ('inner', 'inner_norm', 'other'):
+        delattr(model, name)
+    model.bbox_head = nn.Identity()
+    mmgdrq.quantize(model, weight=dict(bits=2), activation=dict(bits=4))
+    with torch.no_grad():
+        for _ in range(2):
+            model.train()(x)
+    exported = exported_of((mmgdrq.fold(model.eval(), example=x), x), tmp_path, 'onnxruntime')
+    blocks = {module.block.name: module for module in exported.blocks}
+    assert {name for name, module in blocks.items() if module.ends} == {'pooled', 'head'}
+    assert not any(module.rounds for module in exported.blocks)
+    assert count_kernels('onnxruntime', exported.path) == (4, 0)
+
+
 def test_a_wrong_block_is_found(folded, tmp_path):
     exported = exported_of(folded, tmp_path, 'onnxruntime')
     inner = next(module for module in exported.blocks if module.block.name == 'inner')
