@@ -86,8 +86,8 @@ def noted(results: dict) -> str:
     built = [r for r in results.values() if r['result'] not in ('not built', 'no model')]
     known = [r['groups'] for r in built if 'groups' in r]
     return (
-        f'Parameter groups: {len(known)} of {len(built)} rows note how many were compared, {known.count(0)} of these had '
-        'none; the other rows were examined by an earlier version, which did not note it.'
+        f'Parameter groups: {len(known)} of {len(built)} rows note how many were compared, {known.count(0)} had none '
+        'of them; the other rows were examined by an earlier version, which did not note it.'
     )
 
 
