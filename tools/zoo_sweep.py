@@ -57,7 +57,10 @@ def main() -> None:
             key = f'{zoo}/{folder.name}'
             if (args.only and folder.name not in args.only) or (key in results and not args.redo):
                 continue
-            results[key] = row = first_built(zoo, folder)
+            row = first_built(zoo, folder)
+            if row['result'] != 'failed':  # what is known to be impossible needs no trace
+                row = {name: value for name, value in row.items() if 'trace' not in name}
+            results[key] = row
             print(key, *(row.get(k, '') for k in ('result', 'share', 'step', 'reason', 'seconds')), flush=True)
             args.out.parent.mkdir(parents=True, exist_ok=True)
             args.out.write_text(json.dumps(results, indent=1))

@@ -42,6 +42,8 @@ def page(results: dict) -> str:
         INTRODUCTION,
         '',
         *summary(results),
+        '',
+        noted(results),
     ]
     for zoo in ZOOS:
         rows = of_zoo(zoo, results)
@@ -77,6 +79,16 @@ def summary(results: dict) -> list[str]:
             f'{quantized / max(layers, 1):.2%} | {high} of {len(built)} |'
         )
     return lines
+
+
+def noted(results: dict) -> str:
+    """For how many rows it is known whether parameter groups were compared."""
+    built = [r for r in results.values() if r['result'] not in ('not built', 'no model')]
+    known = [r['groups'] for r in built if 'groups' in r]
+    return (
+        f'Parameter groups: {len(known)} of {len(built)} rows note how many were compared, {known.count(0)} had none '
+        'of them; the other rows were examined by an earlier version, which did not note it.'
+    )
 
 
 def _table(rows: dict) -> list[str]:
