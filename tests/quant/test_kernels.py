@@ -231,6 +231,14 @@ for dtype in (torch.float32, torch.float16):  # the interpreter truncates to bfl
         check(plain[5:], fused[5:], 'statistic')
         assert torch.equal(plain[1], fused[1])
 
+        def powers():
+            statistic = torch.empty(2, dtype=torch.float64)
+            near = torch.where(x.float().abs() < 1e4, x.float(), 1e4)
+            encode_activation(near, torch.tensor(1.3), levels, limits, 'input', statistic=statistic, powers=True)
+            return (statistic,)
+
+        check(*both(powers), 'powers')
+
 for group_size in (1, 2, -1):
     for bits in (2, 4, 8):
         spec = WeightSpec(bits=bits, group_size=group_size)
