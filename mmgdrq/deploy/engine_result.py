@@ -3,6 +3,8 @@
 :func:`~mmgdrq.deploy.simulation.simulate` puts it behind the blocks of a quantized model.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Optional
 
 import torch
@@ -35,6 +37,7 @@ class EngineResult(nn.Module):
 
     def __init__(self, layer: nn.Module, lowest: int, rounds: bool, name: str) -> None:
         super().__init__()
+        self.active = True
         self.layer = (layer,)  # a tuple, as it is no part of this module
         self.refinement = refinement_of(lowest)
         self.quantizer = ActivationQuantizer(RESULT, layer.weight.device) if rounds else nn.Identity()
@@ -42,6 +45,8 @@ class EngineResult(nn.Module):
 
     def after(self, tail: nn.Module, args: tuple[Any, ...], y: Tensor) -> Tensor:
         """Forward hook of the last module of the block."""
+        if not self.active:
+            return y
         return self.quantizer(self.with_rounded_bias(tail, y))
 
     def with_rounded_bias(self, tail: nn.Module, y: Tensor) -> Tensor:
@@ -104,6 +109,19 @@ def simulated(model: nn.Module) -> dict[str, EngineResult]:
     """Name of a module -> what stands behind it."""
     found = ((name, getattr(module, CHILD, None)) for name, module in model.named_modules())
     return {name: result for name, result in found if isinstance(result, EngineResult)}
+
+
+@contextmanager
+def without_simulation(*models: nn.Module) -> Iterator[None]:
+    """Inside, the results of the blocks are those of the quantized model."""
+    results = [result for model in models for result in simulated(model).values()]
+    for result in results:
+        result.active = False
+    try:
+        yield
+    finally:
+        for result in results:
+            result.active = True
 
 
 def trained_grids(model: nn.Module) -> dict[str, Grid]:

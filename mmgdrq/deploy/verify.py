@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import FoldError
+from .engine_result import without_simulation
 
 TOLERANCE = 1e-4
 """Largest accepted difference, relative to the largest output of the block."""
@@ -16,6 +17,9 @@ TOLERANCE = 1e-4
 
 def compare_blocks(model: nn.Module, folded: nn.Module, run: Callable[[nn.Module], object]) -> dict[str, float]:
     """Feed every folded block the input that its quantized counterpart gets in real forward passes.
+
+    What :func:`~mmgdrq.deploy.simulation.simulate` puts behind blocks is left out: it would turn the last bit of a sum
+    on a tie into a step.
 
     Args:
         model: the quantized model, in eval mode.
@@ -28,7 +32,7 @@ def compare_blocks(model: nn.Module, folded: nn.Module, run: Callable[[nn.Module
     """
     comparison = _Comparison(model, folded)
     try:
-        with torch.no_grad():
+        with torch.no_grad(), without_simulation(model, folded):
             run(model)
     finally:
         comparison.remove()

@@ -8,7 +8,7 @@ from mmengine.registry import MODELS, init_default_scope
 from torch import nn
 
 import mmgdrq
-from mmgdrq.deploy import load_folded, save_folded, simulate, simulated
+from mmgdrq.deploy import compare_blocks, load_folded, save_folded, simulate, simulated
 from mmgdrq.deploy.codes import compare_codes
 from mmgdrq.deploy.engine_result import bias_change
 from mmgdrq.deploy.export import export
@@ -201,6 +201,18 @@ def test_a_folded_directory_keeps_it(trained, tmp_path):
     assert torch.equal(loaded(X)[0], folded(X)[0])
     with pytest.raises(CheckpointError, match='engine_result'):
         load_folded(quantized(), path)
+
+
+def test_folding_is_verified_without_it(trained):
+    """A sum on a tie would look like an error of a whole step."""
+    folded = mmgdrq.fold(trained, example=X)
+    expected = trained(X)[0]
+    errors = compare_blocks(trained, folded, lambda m: m(X))
+    assert set(errors) == set(folded.gdrq_folded)
+    assert max(errors.values()) < 1e-5
+    assert torch.equal(trained(X)[0], expected)  # it is there again
+    folded.inner_norm.weight.data *= 1.01
+    assert compare_blocks(trained, folded, lambda m: m(X))['inner'] > 1e-3
 
 
 def test_no_rounding_before_the_quantize_stage():
