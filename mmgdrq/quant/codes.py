@@ -188,7 +188,7 @@ def encode_weight_by_rule(weight: Tensor, spec: WeightSpec, slot: str) -> Encode
     values = take(slot, flat, flat.dtype)
     step = torch.empty(flat.shape[0], *[1] * (flat.dim() - 1), dtype=torch.float32, device=flat.device)
     kernels.encode_mean_rows(flat, step, values, spec.code_limits, spec.offset, spec.multiplier, spec.levels, MIN_STEP)
-    return Encoded(values, Requantized(flat, step, spec.code_limits, spec.offset))
+    return Encoded(values, Requantized(weight.detach(), step, spec.code_limits, spec.offset))
 
 
 def encode_activation(
