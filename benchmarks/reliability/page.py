@@ -90,7 +90,7 @@ def _soak(results: dict) -> Iterator[tuple[str, str, str, str]]:
 
 
 def is_steady(soak: dict) -> bool:
-    """Whether a long training neither slows down nor grows: by 0.5 % in 1,000 iterations, beyond two standard errors."""
+    """Whether a long training neither slows down nor grows (by 0.5 % in 1,000 iterations, beyond two errors)."""
     growth = soak['slope_mb'] - 2 * soak['slope_error_mb']
     return soak['finite'] and growth < 0.005 * soak['memory_mb'] and soak['last_ms'] < 1.1 * soak['first_ms']
 
