@@ -127,6 +127,15 @@ def soak(folder: Path, args) -> dict:
     return run(folder, args.iterations, args.soak_seconds)
 
 
+def not_held(part: str, result: dict) -> bool:
+    """Whether tests failed, or the long training was not steady; other parts raise."""
+    from page import is_steady
+
+    if part == 'tests':
+        return any(found['failed'] for found in result.values())
+    return part == 'soak' and bool(result) and not is_steady(result)
+
+
 def environment() -> dict:
     """What the figures belong to."""
     import mmengine
@@ -162,6 +171,7 @@ def main() -> int:
             except Exception:
                 traceback.print_exc()
                 result, failed = dict(error=traceback.format_exc().splitlines()[-1]), True
+        failed |= not_held(part, result.get('result', {}))
         results[part] = {**result, **environment()}
         print(part, json.dumps(results[part]), flush=True)
         args.out.write_text(json.dumps(results, indent=1) + '\n')

@@ -54,8 +54,8 @@ def soak(folder: Path, iterations: int, limit: float = float('inf')) -> dict:
 
     Returns:
         slope of the memory in MB per 1,000 iterations and its standard error; how many Python objects more there
-        were at the end than after the warm-up; medians of the seconds an iteration in the first and the last
-        quarter; whether all thresholds and losses were finite.
+        were at the end than after the warm-up; medians of the CPU time of an iteration in the first and the last
+        quarter (other work on the machine hardly changes it); whether all thresholds and losses were finite.
     """
     register_all_modules()
     torch.set_num_threads(1)
@@ -68,13 +68,13 @@ def soak(folder: Path, iterations: int, limit: float = float('inf')) -> dict:
     memory, seconds, finite = [], [], True
     end = time.monotonic() + limit
     while len(seconds) < iterations and time.monotonic() < end:
-        iteration, begin = len(seconds), time.perf_counter()
+        iteration, begin = len(seconds), time.process_time()
         data = model.data_preprocessor(batch_of(iteration), training=True)
         total, _ = model.parse_losses(model(**data, mode='loss'))
         optimizer.zero_grad()
         total.backward()
         optimizer.step()
-        seconds.append(time.perf_counter() - begin)
+        seconds.append(time.process_time() - begin)
         if iteration % EVERY == 0:
             thresholds = torch.stack([q.threshold for q in activation_quantizers(model)])
             finite &= bool(torch.isfinite(thresholds).all()) and bool(torch.isfinite(total))
@@ -88,7 +88,7 @@ def figures(memory: np.ndarray, seconds: np.ndarray) -> dict:
 
     Args:
         memory: rows of iteration, MB, Python objects.
-        seconds: of every iteration.
+        seconds: of CPU time, of every iteration.
     """
     x, y, objects = memory[memory[:, 0] >= WARM_UP * len(seconds)].T
     (slope, _), covariance = np.polyfit(x / 1000, y, 1, cov=True)
