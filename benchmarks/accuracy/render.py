@@ -53,8 +53,8 @@ DISCUSSION = """What the rows say, as far as their seeds go:
 - **Scale-Clip** changes the metric little at these budgets (RetinaNet, one seed); what it changes are the distributions
   below.
 - **What holds the aims back** where they are missed: the networks have 16 to 64 channels, so that the errors of 2-bit
-  weights average out over few inputs, and a row is 400 steps to 12 epochs. On ResNet-20 learned ranges lie within half a
-  point of the default. Longer training was not measured; `classification_long` is there for it."""
+  weights average out over few inputs, and a row is 400 steps to 12 epochs. On ResNet-20 learned ranges lie within half
+  a point of the default. Longer training was not measured; `classification_long` is there for it."""
 
 SUMMARY = ('float', 'gdrq-w4a4', 'gdrq-w2a4', 'lsq-w2a4', 'brevitas-w2a4', 'minmax-w2a4')
 """Rows that every task is summed up by."""
