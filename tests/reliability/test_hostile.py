@@ -15,6 +15,7 @@ from mmengine.registry import MODELS, TRANSFORMS
 from torch import nn
 
 import mmgdrq
+from mmgdrq.deploy.manifest import file_sha256
 from mmgdrq.errors import CheckpointError, ConfigError
 from mmgdrq.quant import ActivationSpec, WeightSpec, make_spec
 from mmgdrq.schedule import Schedule
@@ -158,6 +159,14 @@ def test_links_and_the_config_of_a_deployed_directory_are_not_followed(deployed)
     assert not marker.exists()
 
 
+def put_config(path, text: str) -> None:
+    """Another config, with the checksum that a stranger would give it."""
+    (path / 'config.py').write_text(text)
+    manifest = json.loads((path / 'manifest.json').read_text())
+    manifest['config_sha256'] = file_sha256(path / 'config.py')
+    (path / 'manifest.json').write_text(json.dumps(manifest))
+
+
 COMMAND = "dict(type='os.system', command='touch {}')"
 STRANGE = {
     'model': 'model = {bad}\n',
@@ -180,8 +189,8 @@ def test_no_name_in_the_config_of_a_deployed_directory_is_imported(deployed, tmp
     (tmp_path / 'stranger').mkdir()
     for file in ('__init__', 'registry'):
         (tmp_path / f'stranger/{file}.py').write_text(f'open({str(marker)!r}, "w")')
-    (path / 'config.py').write_text(STRANGE[kind].format(bad=COMMAND.format(marker), marker=marker))
-    with pytest.raises(CheckpointError):
+    put_config(path, STRANGE[kind].format(bad=COMMAND.format(marker), marker=marker))
+    with pytest.raises(CheckpointError, match=r'config\.py'):
         mmgdrq.load_deployed(path, engine='torch')
     assert not marker.exists()
 
@@ -202,9 +211,10 @@ class PassedOn:
 def test_registered_classes_may_be_named_by_their_place(deployed):
     """As configs with lazy imports do; the model then does not fit, but it was built."""
     _, path = deployed
-    (path / 'config.py').write_text(
+    put_config(
+        path,
         "model = dict(type='tests.toy.ToyModel')\ntest_dataloader = dict(dataset=dict(pipeline=[dict("
-        "type='PassedOn')]))\ncustom_hooks = [dict(type='mmgdrq.GDRQHook', weight=dict(bits=2))]\n"
+        "type='PassedOn')]))\ncustom_hooks = [dict(type='mmgdrq.GDRQHook', weight=dict(bits=2))]\n",
     )
     with pytest.raises(CheckpointError, match='made from another config'):
         mmgdrq.load_deployed(path, engine='torch')

@@ -96,7 +96,7 @@ def test_a_graph_with_other_results_is_an_error(deployed, engine):
     path, x = deployed
     put(path, engine, graph_of(3))
     model = plugged(path, engine)
-    with pytest.raises(CheckpointError, match='the graph gives 3 results, but its manifest says 1'):
+    with pytest.raises(CheckpointError, match='one has 3 results, the manifest says 1'):
         model(x)
 
 
