@@ -47,9 +47,9 @@ that a full training reaches. The image layer and the prediction layers have 8 b
 DISCUSSION = """What the rows say, as far as their seeds go:
 
 - **The threshold of the inputs decides.** `active-mean-input` rows have one k for layers whose tails differ, as the
-  default once had. The Lehmer rule gains on detection and segmentation and does not on the two classifiers; on ResNet-20
-  learned input ranges gain nothing either. In a head without BN that is shared over levels (RetinaNet), learned input ranges
-  (`range='learned'`, by the builder) are better still.
+  default once had. The Lehmer rule gains on detection and segmentation and does not on the two classifiers; on
+  ResNet-20 learned input ranges gain nothing either. In a head without BN that is shared over levels (RetinaNet),
+  learned input ranges (`range='learned'`, by the builder) are better still.
 - **Scale-Clip** changes the metric little at these budgets (RetinaNet, one seed); what it changes are the distributions
   below.
 - **What holds the aims back** where they are missed: the networks have 16 to 64 channels, so that the errors of 2-bit
