@@ -128,6 +128,7 @@ def check_plan(model, weight: int, activation: int) -> None:
 def digits(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp('data') / 'digits'
     sizes = ('--train', '4', '--val', '1', '--test', '1', '--workers', '1')
+    sizes += ('--crops-train', '4', '--crops-val', '1', '--crops-test', '1')
     subprocess.run([sys.executable, ROOT / 'tools/make_digits.py', '--out', folder, *sizes], check=True)
     return folder
 
