@@ -2,6 +2,7 @@
 
 import argparse
 import errno
+import logging
 import os
 import os.path as osp
 import pickle
@@ -218,11 +219,15 @@ def leave_ranks() -> None:
     """Wait for the other ranks, one of which may be saving, and end the process group.
 
     What a launcher does when a rank ends with an abort, as happens now and then with a group that is still there, is
-    to kill the others.
+    to kill the others. For the same reason the interpreter is not torn down, while threads of gloo may still run.
     """
     if distributed.is_available() and distributed.is_initialized():
         distributed.barrier()
         distributed.destroy_process_group()
+        logging.shutdown()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
 
 
 def _fail(error: object) -> int:
