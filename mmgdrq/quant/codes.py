@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .backend import kernels_for
-from .fake_quant import MIN_STEP, clip_bounds, round_to_codes_, step_of
+from .fake_quant import MIN_STEP, clip_activation, clip_bounds, round_to_codes_, step_of
 from .ranges import weight_range, weight_step
 from .scratch import dense, take
 from .spec import WeightSpec
@@ -165,7 +165,7 @@ def encode_learned(values: Tensor, x: Tensor, step: Tensor, limits: tuple[int, i
 def encode_clipped(x: Tensor, threshold: Tensor, signed: bool) -> Encoded:
     """The result of :func:`~mmgdrq.quant.clip_activation` as an operand that keeps no copy of it."""
     low, high = clip_bounds(threshold, signed, x.dtype)
-    values = x.clamp(low, high)
+    values = clip_activation(x, threshold, signed)
     return Encoded(values.detach(), Clipped(x.detach(), low, high), values)
 
 

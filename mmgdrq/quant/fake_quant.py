@@ -115,8 +115,21 @@ def clip_activation(x: Tensor, threshold: Tensor, signed: bool) -> Tensor:
     The gradient is zero where ``x`` was clipped, and one elsewhere, at the bounds as well (that of ``torch.clamp``
     there depends on the version of torch).
     """
-    clipped = x.detach().clamp(*clip_bounds(threshold, signed, x.dtype))
-    return torch.where(clipped == x, x, clipped)
+    return _Clip.apply(x, *clip_bounds(threshold, signed, x.dtype))
+
+
+class _Clip(Function):
+    """Clipping; the gradient passes inside the bounds, and at them."""
+
+    @staticmethod
+    def forward(ctx, x, low, high):
+        ctx.save_for_backward(x, low, high)
+        return x.clamp(low, high)
+
+    @staticmethod
+    def backward(ctx, grad):
+        x, low, high = ctx.saved_tensors
+        return grad * ((x >= low) & (x <= high)), None, None
 
 
 def clip_bounds(threshold: Tensor, signed: bool, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
