@@ -199,6 +199,7 @@ class Step(NamedTuple):
     gigabytes: float  # what it takes on the disk
     files: tuple = ()  # what it reads, relative to the repository
     settings: tuple = ()  # what else decides its result
+    leaves: str = '.'  # what it leaves in the checkout, which a new clone at the same place does not have
 
     def key(self):
         digest = hashlib.sha256(repr(self.settings).encode())
@@ -228,7 +229,7 @@ class Environment:
             # of the pins it reads torch's alone: compiling it again for the others would be a waste
             Step('mmcv', 'mmcv with its operators', self.install_mmcv, 0.3, (torch, mmcv), cuda),
             Step('packages', tools, self.install_packages, 1, ('requirements.txt', mmcv, *pins)),
-            Step('project', 'mmgdrq, editable', self.install_project, 0.1, project, (str(ROOT),)),
+            Step('project', 'mmgdrq, editable', self.install_project, 0.1, project, (str(ROOT),), 'mmgdrq/.mim'),
         )
 
     def ci_key(self):
@@ -290,7 +291,7 @@ class Environment:
     def pending(self):
         def done(step):
             stamp = self.stamp(step)
-            return stamp.is_file() and stamp.read_text() == step.key()
+            return stamp.is_file() and stamp.read_text() == step.key() and (ROOT / step.leaves).exists()
 
         steps = self.steps()
         if not done(steps[0]):
