@@ -59,6 +59,18 @@ def test_changed_file_repeats_the_steps_that_read_it(environment, log, tmp_path)
     assert log[4:] == ['a', 'b']
 
 
+def test_a_new_clone_repeats_what_leaves_files_in_the_checkout(environment, log, tmp_path, monkeypatch):
+    steps = environment.steps()
+    (tmp_path / 'left').touch()
+    monkeypatch.setattr(environment, 'steps', lambda: [*steps[:2], steps[2]._replace(leaves='left')])
+    environment.update()
+    environment.update()
+    assert log == ['venv', 'a', 'b']
+    (tmp_path / 'left').unlink()
+    environment.update()
+    assert log == ['venv', 'a', 'b', 'b']
+
+
 def test_goes_on_with_the_step_that_was_cut_off(environment, log, monkeypatch):
     steps = environment.steps()
 
