@@ -10,16 +10,19 @@ from store import RESULTS, load
 OUT = Path(__file__).resolve().parents[2] / 'docs' / 'results.md'
 TITLES = {
     'classification': ('Classification: ResNet-20 on JPEG-compressed CIFAR-10', 'top-1'),
-    'classification_long': ('Classification, six times as long', 'top-1'),
+    'classification_long': ('Classification: ResNet-20, six times as long', 'top-1'),
     'resnet18_digits': ('Classification: ResNet-18 on crops of digits', 'top-1'),
+    'resnet18_digits_long': ('Classification: ResNet-18 on crops of digits, four times as long', 'top-1'),
     'vgg11_digits': ('Classification: VGG-11 with BN on crops of digits', 'top-1'),
     'vgg16_digits': ('Classification: VGG-16 with BN on crops of digits', 'top-1'),
     'detection': ('Detection: Faster R-CNN (ResNet-18, FPN) on scenes of digits', 'AP'),
     'retinanet_digits': ('Detection: RetinaNet (ResNet-18, FPN) on scenes of digits', 'AP'),
+    'retinanet_digits_long': ('Detection: RetinaNet on scenes of digits, three times as long', 'AP'),
     'ssd_digits': ('Detection: SSD (VGG-11 without BN) on scenes of digits', 'AP'),
     'detection_bccd': ('Detection: Faster R-CNN (ResNet-18, FPN) on BCCD', 'AP'),
     'retinanet_bccd': ('Detection: RetinaNet (ResNet-18, FPN) on BCCD', 'AP'),
     'segmentation': ('Segmentation: FCN (ResNet-18) on scenes of digits', 'mIoU'),
+    'segmentation_long': ('Segmentation: FCN on scenes of digits, four times as long', 'mIoU'),
 }
 TARGETS = {'gdrq-w2a4': 1.0, 'gdrq-w4a4': 0.3}
 GROUPS = {HEADLINE: 'Main rows', BITS: 'Other bit-widths', PEERS: 'Other methods and libraries', 'ablation': 'Ablation'}
