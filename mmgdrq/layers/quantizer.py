@@ -21,6 +21,7 @@ from ..quant import (
     fake_quantize_activation,
     fake_quantize_learned,
     fake_quantize_weight,
+    improve_weight_range,
     num_groups,
     step_of,
     threshold_of,
@@ -149,8 +150,10 @@ class WeightQuantizer(_Quantizer):
 
     @torch.no_grad()
     def renew(self, weight: Tensor) -> None:
-        """Search the range again for the present weight."""
-        self.alpha.copy_(weight_range(weight, self.spec))
+        """Fit the range to the present weight: a search the first time, then the best of three nearby."""
+        ready = self.is_ready() and self.spec.range == 'search'
+        alpha = improve_weight_range(weight, self.alpha, self.spec) if ready else weight_range(weight, self.spec)
+        self.alpha.copy_(alpha)
         self.initialized.fill_(True)
         self._ready = True
         self.cache.clear()

@@ -21,8 +21,9 @@ from .fake_quant import (
 from .groups import group_max_abs, group_mean_abs, num_groups, per_filter
 from .operators import Operand, conv2d, linear
 from .packing import pack, unpack
-from .ranges import quantized_loss, scale_clip_, search_range, weight_range, weight_step
+from .ranges import scale_clip_, weight_range, weight_step
 from .relu import relu
+from .search import improve_weight_range, quantized_loss, search_range
 from .spec import ActivationSpec, WeightSpec, make_spec, override_spec
 from .statistics import collect, threshold_of
 
@@ -46,6 +47,7 @@ __all__ = [
     'fake_quantize_weight',
     'group_max_abs',
     'group_mean_abs',
+    'improve_weight_range',
     'linear',
     'make_spec',
     'num_groups',

@@ -59,6 +59,15 @@ def dequantize(codes: Tensor, step: Tensor, offset: float = 0.0) -> Tensor:
     return (codes + offset if offset else codes) * step
 
 
+def round_to_grid(x: Tensor, step: Tensor, limits: tuple[int, int], offset: float = 0.0) -> Tensor:
+    """``dequantize(quantize(x))`` in the shape and dtype of ``x``, without a gradient; never ``x`` itself."""
+    if _by_kernel(x, step):
+        values = torch.empty_like(x)
+        native.encode_rows(x, step, values, limits, offset)
+        return values
+    return _cast(dequantize(quantize(x, step, limits, offset), step, offset), x.dtype)
+
+
 def _cast(x: Tensor, dtype: torch.dtype) -> Tensor:
     """``x.to(dtype)``; one that changes nothing makes torch.compile lose the gradient of a Function (torch 2.11)."""
     return x if x.dtype == dtype else x.to(dtype)
@@ -73,7 +82,7 @@ class _StraightThrough(Function):
         if ctx.masked:
             low, high = clip
             ctx.save_for_backward((x >= low).logical_and_(x <= high))
-        return _cast(dequantize(quantize(x, step, limits, offset), step, offset), x.dtype)
+        return round_to_grid(x, step, limits, offset)
 
     @staticmethod
     def backward(ctx, grad):
@@ -150,11 +159,7 @@ class _LearnedStep(Function):
     def forward(ctx, x, step, limits, grad_scale, offset):
         ctx.save_for_backward(x, step)  # not a copy: the layer that made x, or the float layer, keeps it as well
         ctx.limits, ctx.grad_scale, ctx.offset = limits, grad_scale, offset
-        if _by_kernel(x, step):
-            values = torch.empty_like(x)
-            native.encode_rows(x, step, values, limits, offset)
-            return values
-        return _cast(dequantize(quantize(x, step, limits, offset), step, offset), x.dtype)
+        return round_to_grid(x, step, limits, offset)
 
     @staticmethod
     def backward(ctx, grad):

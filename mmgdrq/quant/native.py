@@ -5,6 +5,7 @@ built (no C compiler when mmgdrq was installed), :func:`usable` is False.
 """
 
 import ctypes
+import warnings
 from pathlib import Path
 from typing import Optional
 
@@ -30,17 +31,27 @@ _SIGNATURES = {
 }
 
 
-def _load() -> Optional[ctypes.CDLL]:
-    for path in sorted(Path(__file__).parent.glob('_kernels.*')):
+def _load(folder: Path = Path(__file__).parent) -> Optional[ctypes.CDLL]:
+    reasons = []
+    for path in sorted(folder.glob('_kernels.*')):
         try:
-            library = ctypes.CDLL(str(path))
-        except OSError:  # built for another machine, or torch has no OpenMP
-            continue
-        for name, types in _SIGNATURES.items():
-            function = getattr(library, f'mmgdrq_{name}')
-            function.argtypes, function.restype = types, None
-        return library
+            return _declare(ctypes.CDLL(str(path)))
+        except (OSError, AttributeError) as error:  # of another machine, or of another version of kernels.c
+            reasons.append(str(error))
+    if reasons:
+        warnings.warn(
+            f'the compiled functions of mmgdrq cannot be used, and training on a CPU is slower: {reasons[-1]}. '
+            'Install mmgdrq again to build them',
+            stacklevel=2,
+        )
     return None
+
+
+def _declare(library: ctypes.CDLL) -> ctypes.CDLL:
+    for name, types in _SIGNATURES.items():
+        function = getattr(library, f'mmgdrq_{name}')
+        function.argtypes, function.restype = types, None
+    return library
 
 
 _library = _load()

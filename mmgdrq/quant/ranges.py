@@ -1,6 +1,6 @@
-"""Rules that choose the range of a group or tensor, and the loss that judges a range.
+"""Rules that choose the range of a group, and Scale-Clip.
 
-Source: GDRQ's quantized-loss (its figure 5) and Scale-Clip threshold ``T = k * mean|W|``.
+Source: GDRQ's groups and its Scale-Clip threshold ``T = k * mean|W|``.
 """
 
 import torch
@@ -8,57 +8,11 @@ from torch import Tensor
 
 from . import native
 from .backend import on_cpu
-from .fake_quant import dequantize, quantize, step_of
-from .groups import broadcast_filters, group_max_abs, group_mean_abs, per_filter, per_group
+from .fake_quant import step_of
+from .groups import broadcast_filters, group_max_abs, group_mean_abs, per_filter
 from .scratch import dense
+from .search import search_weight_range
 from .spec import WeightSpec
-
-COARSE, FINE = 32, 7
-"""Candidates of a search: a geometric grid, then a finer one around its best."""
-
-
-def quantized_loss(
-    x: Tensor, alpha: Tensor, levels: int, limits: tuple[int, int], p: int = 1, offset: float = 0.0
-) -> Tensor:
-    """Relative error ``||x - Q(x; alpha)||_p / ||x||_p`` over the last dimension.
-
-    Args:
-        x: shape ``(..., N)``.
-        alpha: shape ``(...)``, the range of every row.
-        levels: steps between 0 and alpha.
-        limits: lowest and highest code.
-        p: norm, 1 or 2.
-        offset: of the grid, 0 or 1/2 (midrise).
-
-    Returns:
-        float32, shape ``(...)``; 0 for an all-zero row.
-    """
-    norm = torch.linalg.vector_norm(x.float(), p, dim=-1)
-    return _error(x, alpha, levels, limits, p, offset) / norm.clamp(min=torch.finfo(torch.float32).tiny)
-
-
-def search_range(x: Tensor, levels: int, limits: tuple[int, int], p: int = 2, offset: float = 0.0) -> Tensor:
-    """Range of every row that minimises the quantized-loss.
-
-    The candidates are fractions of the largest magnitude: a geometric grid, then a finer grid around its
-    best. All rows are searched at once, without a device synchronization.
-
-    Args:
-        x: shape ``(R, N)``.
-        levels: steps between 0 and alpha.
-        limits: lowest and highest code.
-        p: norm, 1 or 2.
-        offset: of the grid, 0 or 1/2 (midrise).
-
-    Returns:
-        float32, shape ``(R,)``.
-    """
-    largest = x.detach().abs().amax(-1).float()
-    fractions = torch.logspace(0.15, -1.6, COARSE, device=x.device)
-    best = _best_of(x, largest, fractions, levels, limits, p, offset)
-    ratio = 10 ** (1.75 / (COARSE - 1))
-    fine = torch.linspace(1 / ratio, ratio, FINE, device=x.device)
-    return _best_of(x, best, fine, levels, limits, p, offset)
 
 
 def weight_range(weight: Tensor, spec: WeightSpec) -> Tensor:
@@ -74,8 +28,7 @@ def weight_range(weight: Tensor, spec: WeightSpec) -> Tensor:
         return group_mean_abs(weight, spec.group_size) * spec.multiplier
     if spec.range == 'minmax':
         return group_max_abs(weight, spec.group_size)
-    rows = per_group(weight.detach().flatten(1), spec.group_size).flatten(1)
-    return search_range(rows, spec.levels, spec.code_limits, spec.p, spec.offset)
+    return search_weight_range(weight, spec)
 
 
 def weight_step(weight: Tensor, alpha: Tensor, spec: WeightSpec) -> Tensor:
@@ -110,21 +63,3 @@ def scale_clip_(weight: Tensor, spec: WeightSpec) -> Tensor:
             return weight
         bound = broadcast_filters(bound, weight).to(weight.dtype)
         return torch.clamp(weight, -bound, bound, out=weight)
-
-
-def _best_of(x, centre, factors, levels, limits, p, offset):
-    best_error = torch.full_like(centre, float('inf'))
-    best = centre.clone()
-    for factor in factors:
-        alpha = centre * factor
-        error = _error(x, alpha, levels, limits, p, offset)
-        better = error < best_error
-        best_error = torch.where(better, error, best_error)
-        best = torch.where(better, alpha, best)
-    return best
-
-
-def _error(x, alpha, levels, limits, p, offset):
-    step = step_of(alpha, levels).unsqueeze(-1)
-    difference = x.float() - dequantize(quantize(x, step, limits, offset), step, offset)
-    return torch.linalg.vector_norm(difference, p, dim=-1)

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from . import native
 from .backend import on_cpu
-from .ranges import search_range
 from .scratch import dense, take
+from .search import search_range
 from .spec import MEAN_RULES, ActivationSpec
 
 TINY = 1e-30
