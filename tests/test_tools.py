@@ -61,10 +61,13 @@ def workplace(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope='module')
 def deployed(workplace) -> Path:
-    """The trained model, folded."""
-    options = ('--out', 'folded', '--rounds', '2', '--evaluate', '--export', 'onnxruntime', 'openvino')
+    """The trained model, folded, beside a float one."""
+    run(ROOT / 'tools/train.py', 'float.py', '--work-dir', 'float', cwd=workplace)
+    options = ('--out', 'folded', '--rounds', '2', '--evaluate', '--float', 'float/epoch_1.pth')
+    options += ('--export', 'onnxruntime', 'openvino')
     output = run(ROOT / 'tools/deploy.py', 'w2a4.py', 'run/epoch_1.pth', *options, cwd=workplace)
     assert 'folded 35 layers: 20 scales in BN, 15 in the layer' in output
+    assert all(f'step {n} of 12: ' in output for n in range(1, 13))
     return workplace / 'folded'
 
 
@@ -130,10 +133,30 @@ def test_deployed_directory_is_small_and_reported(deployed):
         assert graph['integer'] == graph['blocks']
         assert graph['different'] <= 1e-4 * graph['codes']
         assert graph['speedup'] > 0
-    assert report['metrics'].keys() == {'quantized', 'folded', 'onnxruntime', 'openvino'}
-    values = [metrics['coco/bbox_mAP'] for metrics in report['metrics'].values()]
+    assert list(report['metrics']) == ['float', 'quantized', 'folded', 'onnxruntime', 'openvino']
+    values = [metrics['coco/bbox_mAP'] for stage, metrics in report['metrics'].items() if stage != 'float']
     assert max(values) - min(values) < 0.03  # a model of four steps
     assert not list(deployed.parent.glob('.folded*')), 'nothing half-written is left'
+
+
+def test_the_float_stage_is_the_float_model(workplace, deployed):
+    report = json.loads((deployed / 'report.json').read_text())
+    assert report['metrics']['float'] == metrics_of(workplace, 'float/epoch_1.pth', config='float.py')
+
+
+@pytest.mark.parametrize(
+    ('options', 'message'),
+    [
+        (('--float', 'float/epoch_1.pth'), 'needs --evaluate'),
+        (('--evaluate', '--float', 'missing.pth'), 'missing.pth does not exist'),
+        (('--evaluate', '--float', 'run/epoch_1.pth'), 'does not fit the float model'),
+    ],
+)
+def test_a_wrong_float_checkpoint_is_refused_before_the_work(workplace, deployed, options, message):
+    arguments = ('w2a4.py', 'run/epoch_1.pth', '--out', 'not_written', *options)
+    output = run(ROOT / 'tools/deploy.py', *arguments, cwd=workplace, status=2)
+    assert message in output
+    assert not (workplace / 'not_written').exists()
 
 
 def test_init_detector_detects_the_same_boxes(workplace):

@@ -24,6 +24,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--evaluate', action='store_true', help='run the test loop: quantized, folded, and with each engine'
     )
+    parser.add_argument('--float', metavar='CHECKPOINT', help='with --evaluate: float weights to compare with')
     cli.add_common_options(parser)
     return parser.parse_args()
 
@@ -34,8 +35,13 @@ def main() -> None:
     cli.check_data(cfg, 'test')
     if osp.isdir(args.checkpoint):
         raise cli.ConfigError(f'checkpoint: {args.checkpoint} is a directory; expected a checkpoint file')
+    if args.float and not args.evaluate:
+        raise cli.ConfigError('--float: needs --evaluate, which compares the metrics')
+    if args.float:
+        cli.check_checkpoint(args.float)
     cli.use_checkpoint(cfg, args.checkpoint)
-    report = deploy(cli.build_runner(cfg), args.out, args.batches, args.export, args.rounds, args.evaluate)
+    options = (args.batches, args.export, args.rounds, args.evaluate, args.float)
+    report = deploy(cli.build_runner(cfg), args.out, *options)
     write_file(Path(args.out, 'report.json'), json.dumps(report.as_dict(), indent=1, default=float) + '\n')
     print(report)
 

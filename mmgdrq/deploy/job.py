@@ -16,6 +16,7 @@ from torch import nn
 from .artifact import load_folded, save_folded, stored_bytes
 from .codes import check_codes, compare_codes
 from .engines import ENGINES, open_engine
+from .evaluation import evaluate, load_float_model
 from .export import Exported, export
 from .fold import fold
 from .forms import as_float
@@ -30,8 +31,25 @@ REFERENCE = 'onnxruntime'
 Run = Callable[[nn.Module], object]
 
 
+class Steps:
+    """Says which of how many steps begins."""
+
+    def __init__(self, say: Callable[..., None], total: int) -> None:
+        self.say, self.total, self.number = say, total, 0
+
+    def __call__(self, text: str, *args: object) -> None:
+        self.number += 1
+        self.say('mmgdrq: step %d of %d: ' + text, self.number, self.total, *args)
+
+
 def deploy(
-    runner, out: str, batches: int = 2, profiles: Sequence[str] = (), rounds: int = 10, evaluate: bool = False
+    runner,
+    out: str,
+    batches: int = 2,
+    profiles: Sequence[str] = (),
+    rounds: int = 10,
+    test: bool = False,
+    float_checkpoint: Optional[str] = None,
 ) -> Report:
     """Fold the model of a runner's checkpoint, verify it on real inputs, and write it.
 
@@ -41,14 +59,18 @@ def deploy(
         batches: number of test batches to trace and to verify with.
         profiles: engines to write ONNX graphs for, see :mod:`mmgdrq.deploy.blocks`.
         rounds: how often each graph is timed beside its float counterpart; 0: not at all.
-        evaluate: run the test loop with the quantized model, the folded one and each engine.
+        test: run the test loop with the quantized model, the folded one and each engine.
+        float_checkpoint: float weights of the same model, for the test loop as well; None: without them.
 
     Raises:
         FoldError: the folded model does not agree with the quantized one; nothing is written.
-        CheckpointError: the checkpoint does not fit the config, or ``out`` cannot be replaced.
+        CheckpointError: a checkpoint does not fit the config, or ``out`` cannot be replaced.
         ExportError: a graph cannot be made, or its engine is not installed or computes something else.
     """
-    say = runner.logger.info
+    engines = [profile for profile in profiles if profile in ENGINES]
+    tests = (2 + len(engines) + (float_checkpoint is not None)) if test else 0
+    say = Steps(runner.logger.info, 3 + 2 * len(profiles) + tests)
+    floating = load_float_model(runner.cfg.model, float_checkpoint) if float_checkpoint else None
     runner.call_hook('before_run')
     runner.load_or_resume()
     model = (runner.model.module if is_model_wrapper(runner.model) else runner.model).eval()
@@ -58,9 +80,9 @@ def deploy(
         for batch in inputs:
             target.test_step(batch)
 
-    say('mmgdrq: folding')
+    say('folding')
     folded = fold(model, example=run)
-    say('mmgdrq: verifying %d blocks on %d real batches', len(folded.gdrq_folded), len(inputs))
+    say('verifying %d blocks on %d real batches', len(folded.gdrq_folded), len(inputs))
     errors = compare_blocks(model, folded, run)
     check_blocks(errors, folded.gdrq_folded)
     quantized_mb = state_megabytes(model)
@@ -69,21 +91,31 @@ def deploy(
     def graphs(folder: Path) -> dict[str, Any]:
         written = {}
         for profile in profiles:
-            say('mmgdrq: ONNX graphs for %s', profile)
+            say('ONNX graphs for %s', profile)
             (folder / profile).mkdir()
             parts = export(folded, run, folder / profile, profile)
             written[profile] = {p.part.name: p.entry() for p in parts}
-            say('mmgdrq: comparing the codes of %s with those of torch%s', profile, ', timing' if rounds else '')
+            say('comparing the codes of %s with those of torch%s', profile, ', timing' if rounds else '')
             reports.extend(examine(folded, run, profile, parts, rounds))
         return written
 
-    metrics = {'quantized': _evaluate(runner, model, 'quantized')} if evaluate else {}
+    def tested(stage: str, target: nn.Module) -> dict[str, float]:
+        say('evaluating %s', stage)
+        return evaluate(runner, target)
+
+    metrics = {}
+    if test and floating is not None:
+        device = next(model.parameters()).device
+        metrics['float'] = tested('float', floating.to(device))
+    if test:
+        metrics['quantized'] = tested('quantized', model)
+    say('writing %s', out)
     save_folded(folded, out, runner.cfg.pretty_text, graphs)
     _check_written(model, folded, out)
-    if evaluate:
-        metrics['folded'] = _evaluate(runner, folded, 'folded')
-        for engine in [profile for profile in profiles if profile in ENGINES]:
-            metrics[engine] = _evaluate(runner, plug_engine(copy.deepcopy(folded), out, engine), engine)
+    if test:
+        metrics['folded'] = tested('folded', folded)
+        for engine in engines:
+            metrics[engine] = tested(engine, plug_engine(copy.deepcopy(folded), out, engine))
     worst = max(errors, key=errors.get)
     return Report(
         out=str(out),
@@ -141,16 +173,6 @@ def _examine_part(engine: str, part: Exported, other: Optional[Exported], rounds
         distance=errors.distance,
         **timed,
     )
-
-
-def _evaluate(runner, model: nn.Module, stage: str) -> dict[str, float]:
-    """Metrics of the config's test set for a model in the place of the runner's."""
-    runner.logger.info('mmgdrq: evaluating %s', stage)
-    own, runner.model = runner.model, model
-    try:
-        return dict(runner.test_loop.run())
-    finally:
-        runner.model = own
 
 
 def state_megabytes(model: nn.Module) -> float:

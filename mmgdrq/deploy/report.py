@@ -58,7 +58,7 @@ class Report:
         folded_mb: the directory without graphs, in MB.
         graphs_mb: engine -> its ONNX graphs, in MB.
         graphs: every graph in its engine.
-        metrics: stage (``'quantized'``, ``'folded'``, an engine) -> metrics of the config's test set.
+        metrics: stage (``'float'``, ``'quantized'``, ``'folded'``, an engine) -> metrics of the config's test set.
     """
 
     out: str
