@@ -22,6 +22,7 @@ STDLIB = {
     'threading',
     'types',
     'typing',
+    'warnings',
 }
 
 ALLOWED = {

@@ -13,6 +13,7 @@ TITLES = {
     'classification_long': ('Classification: ResNet-20, six times as long', 'top-1'),
     'resnet18_digits': ('Classification: ResNet-18 on crops of digits', 'top-1'),
     'resnet18_digits_long': ('Classification: ResNet-18 on crops of digits, four times as long', 'top-1'),
+    'resnet50_digits': ('Classification: ResNet-50 on crops of digits', 'top-1'),
     'vgg11_digits': ('Classification: VGG-11 with BN on crops of digits', 'top-1'),
     'vgg16_digits': ('Classification: VGG-16 with BN on crops of digits', 'top-1'),
     'detection': ('Detection: Faster R-CNN (ResNet-18, FPN) on scenes of digits', 'AP'),

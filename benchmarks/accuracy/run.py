@@ -19,6 +19,7 @@ TASKS = (
     'segmentation_long',
     'resnet18_digits',
     'resnet18_digits_long',
+    'resnet50_digits',
     'vgg11_digits',
     'vgg16_digits',
     'retinanet_digits',

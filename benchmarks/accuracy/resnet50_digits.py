@@ -1,0 +1,8 @@
+"""A small ResNet-50 on crops of handwritten digits (``python tools/make_digits.py``)."""
+
+from openmmlab import Experiment
+
+TASK = 'resnet50_digits'
+METRICS = ('top-1',)
+EXPERIMENT = Experiment('configs/gdrq/resnet50_digits.py', {'accuracy/top1': ('top-1', 1)}, epochs=3)
+run = EXPERIMENT.run
