@@ -22,7 +22,8 @@ from torch.autograd import Function
 
 from ..errors import ExportError
 from ..quant import pack, quantize, unpack
-from .layers import FoldedLinear, rescale
+from .layers import FoldedLinear
+from .rounding import onnxruntime_result, openvino_codes, written_scale
 
 PROFILES = ('openvino', 'onnxruntime', 'tensorrt')
 INT8_MAX = 127
@@ -80,13 +81,30 @@ class Block:
         """What one unit of ``input code * weight code`` is worth, shape ``(O,)``; 1 where a filter is all zero."""
         return torch.where(self.scale == 0, torch.ones_like(self.scale), self.scale)
 
-    def compute(self, x: Tensor, offset: Tensor) -> Tensor:
-        """The block in torch, with ``offset`` of shape ``(O,)``."""
-        codes = x if self.limits is None else quantize(x, self.step, self.limits)
+    def encode(self, x: Tensor, alone: bool = False) -> Tensor:
+        """Input codes, as the engine rounds; ``alone`` as in :func:`~mmgdrq.deploy.rounding.openvino_codes`."""
+        if self.limits is None:
+            return x
+        if self.profile == 'openvino':
+            return openvino_codes(x, self.step, self.limits, alone)
+        return quantize(x, self.step, self.limits)
+
+    def multiply(self, codes: Tensor) -> Tensor:
+        """The layer without scale and offset."""
         if self.geometry is None:
-            return rescale(F.linear(codes, self.weight), self.scale, offset, codes.dim() - 1)
-        y = F.conv2d(codes, self.weight, None, *self.geometry)
-        return rescale(y, self.scale, offset, y.dim() - 3)
+            return F.linear(codes, self.weight)
+        return F.conv2d(codes, self.weight, None, *self.geometry)
+
+    def per_filter(self, values: Tensor, rank: int) -> Tensor:
+        """Values of shape ``(O,)`` so that they broadcast against a result with ``rank`` dimensions."""
+        return values if self.geometry is None else values.reshape(1, -1, *[1] * (rank - 2))
+
+    def rescale(self, total: Tensor, offset: Tensor) -> Tensor:
+        """``scale * total + offset``, with the scale that the engine finds in the graph."""
+        scale = self.scale
+        if self.profile == 'openvino' and self.is_integer:
+            scale = torch.where(scale == 0, 0.0, self.step * written_scale(self.unit, self.step))
+        return total * self.per_filter(scale, total.dim()) + self.per_filter(offset, total.dim())
 
 
 class BlockModule(nn.Module):
@@ -102,6 +120,7 @@ class BlockModule(nn.Module):
         result: grid that the result is rounded to; None: the result stays float.
         rounds: whether ``result`` is a grid of its own, and not that of the next layer's input.
         trained: the grid that the model was trained with, see :mod:`.simulation`.
+        alone: whether the engine computes the input quantizer alone, see :mod:`.rounding`.
         ends: whether the block is computed as int32 and then scaled and shifted in float, with a float bias.
     """
 
@@ -111,7 +130,7 @@ class BlockModule(nn.Module):
         self.range = (0.0, 0.0)
         self.rank = 0
         self.result: Optional[Grid] = None
-        self.rounds = self.ends = False
+        self.rounds = self.ends = self.alone = False
         self.trained: Optional[Grid] = None
 
     def is_product(self) -> bool:
@@ -141,6 +160,15 @@ class BlockModule(nn.Module):
         if not self.has_integer_bias():
             return self.block.offset
         return (self.bias_codes().double() * self.block.unit.double() / self.refinement).float()
+
+    def on_result_grid(self, total: Tensor) -> Tensor:
+        """Sums of products as values of the grid ``result``, with the bias in integers."""
+        block = self.block
+        scale = block.step * written_scale(block.unit, block.step, self.refinement)
+        bias = block.per_filter(self.bias_codes().double(), total.dim())
+        total = total.double() * self.refinement * block.per_filter((block.scale != 0).double(), total.dim()) + bias
+        codes = onnxruntime_result(total, block.per_filter(scale, total.dim()), self.result.scale, self.result.limits)
+        return codes * torch.tensor(self.result.scale)
 
     def forward(self, x: Tensor) -> Tensor:
         self.rank = x.dim()
@@ -202,11 +230,10 @@ def _in_int8(block: Block) -> Block:
 class _Exported(Function):
     @staticmethod
     def forward(ctx, x, module):
-        y = module.block.compute(x, module.offset())
+        total = module.block.multiply(module.block.encode(x, module.alone))
         if module.result is None:
-            return y
-        scale = torch.tensor(module.result.scale)
-        return quantize(y, scale, module.result.limits) * scale
+            return module.block.rescale(total, module.offset())
+        return module.on_result_grid(total)
 
     @staticmethod
     def symbolic(g, x, module):
@@ -293,7 +320,7 @@ def _weight(g, module: BlockModule):
     step = 1.0 if block.step is None else block.step
     if block.bits > 8:
         return _constant(g, _codes(block) * (block.scale / step).reshape(-1, *[1] * (block.weight.dim() - 1)))
-    scale = _constant(g, (block.unit / step / module.refinement).float())
+    scale = _constant(g, written_scale(block.unit, step, module.refinement))
     zeros = _constant(g, torch.zeros(len(block.scale), dtype=torch.int8))
     return g.op('DequantizeLinear', _weight_codes(g, module), scale, zeros, axis_i=0)
 

@@ -6,6 +6,7 @@ block: the engine gets the codes that torch computed there, and what it makes of
 """
 
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Optional
@@ -15,10 +16,10 @@ import torch
 from torch import Tensor
 
 from ..errors import ExportError
-from ..quant import quantize
 from .blocks import SIGNED_ZERO, BlockModule
 from .engines import open_engine
 from .export import Exported
+from .rounding import openvino_alone
 
 LAYERS = ('Conv', 'Gemm', 'MatMul', 'ConvInteger', 'MatMulInteger')
 INTEGER_LAYERS = ('ConvInteger', 'MatMulInteger')
@@ -85,7 +86,11 @@ def compare_codes(exported: Exported, engine: str) -> CodeErrors:
     expected, scaled, codes = _simulate(exported)
     with tempfile.TemporaryDirectory() as folder:
         cut = Path(folder, 'cut.onnx')
-        feeds = _cut(exported, codes, cut)
+        feeds, quantizers = _cut(exported, codes, cut)
+        alone = openvino_alone(cut) if engine == 'openvino' else set()
+        if alone.intersection(quantizers):
+            expected, scaled, codes = _simulate(exported, [name in alone for name in quantizers])
+            feeds = dict(zip(feeds, codes))
         found = open_engine(engine, cut)(exported.example.numpy(), **feeds)
     count = len(expected)
     pairs = list(zip(feeds.values(), found[count:]))
@@ -114,17 +119,24 @@ def _relative(expected: Tensor, found: np.ndarray) -> float:
 
 
 @torch.no_grad()
-def _simulate(exported: Exported) -> tuple[list[Tensor], list[np.ndarray], list[np.ndarray]]:
-    """Results of the part in torch; inputs of its blocks in steps, and their codes, in the order of their calls."""
+def _simulate(
+    exported: Exported, alone: Sequence[bool] = ()
+) -> tuple[list[Tensor], list[np.ndarray], list[np.ndarray]]:
+    """Results of the part in torch; inputs of its blocks in steps, and their codes, in the order of their calls.
+
+    Args:
+        alone: of every call, whether the engine computes its quantizer alone; empty: none of them.
+    """
     scaled: list[np.ndarray] = []
     codes: list[np.ndarray] = []
 
     def keep(module: BlockModule, args) -> None:
         limits = module.block.limits
         if limits is not None:
+            module.alone = bool(alone) and alone[len(codes)]
             dtype = torch.int8 if limits[0] < 0 or module.block.profile == 'tensorrt' else torch.uint8
             scaled.append((args[0] / module.block.step).numpy())
-            codes.append(quantize(args[0], module.block.step, limits).to(dtype).numpy())
+            codes.append(module.block.encode(args[0], module.alone).to(dtype).numpy())
 
     blocks = {id(module): module for module in exported.blocks}.values()
     handles = [module.register_forward_pre_hook(keep) for module in blocks]
@@ -135,8 +147,12 @@ def _simulate(exported: Exported) -> tuple[list[Tensor], list[np.ndarray], list[
             handle.remove()
 
 
-def _cut(exported: Exported, codes: list[np.ndarray], out: Path) -> dict[str, np.ndarray]:
-    """Write the graph with the codes as inputs and, behind its own results, as results; return the inputs."""
+def _cut(exported: Exported, codes: list[np.ndarray], out: Path) -> tuple[dict[str, np.ndarray], list[str]]:
+    """Write the graph with the codes as inputs and, behind its own results, as results.
+
+    Returns:
+        The inputs, and the name of the quantizer's result in the place of each.
+    """
     import onnx
 
     model = onnx.load(str(exported.path))
@@ -156,7 +172,7 @@ def _cut(exported: Exported, codes: list[np.ndarray], out: Path) -> dict[str, np
         graph.input.append(onnx.helper.make_tensor_value_info(feed, kind, free))
         graph.output.append(onnx.helper.make_tensor_value_info(name, kind, free))
     onnx.save(model, str(out))
-    return feeds
+    return feeds, [name for _, name in cuts]
 
 
 def _codes_of(layer, makers):
