@@ -55,9 +55,9 @@ SSD: mmdet 3.3.0's own `SSDHead` trains, but cannot predict (open-mmlab/mmdetect
 quantization. The configs here have `bbox_head=dict(type='mmgdrq.SSDHead')`, the same head with that one line mended; an
 SSD config of yours needs it as well.
 
-What the accuracy tables of a CPU use instead of the large models is small: ResNet-18 and ResNet-50 with fewer channels, VGG-11
-and VGG-16 with BN on crops of 32 pixels, SSD on VGG-11 without BN at 64 pixels. They are the `*_digits` and `*_bccd`
-configs, float baselines that become quantized ones by the two lines of the README.
+What the accuracy tables of a CPU use instead of the large models is small: ResNet-18 and ResNet-50 with fewer channels,
+VGG-11 and VGG-16 with BN on crops of 32 pixels, SSD on VGG-11 without BN at 64 pixels. They are the `*_digits` and
+`*_bccd` configs, float baselines that become quantized ones by the two lines of the README.
 
 A `freeze` in `stages` ends the updates of ranges and BN statistics for the last epochs (Krishnamoorthi, arXiv
 1806.08342). A frozen backbone stage that a config of yours keeps has 8 bits: it is rounded, but not trained.

@@ -64,7 +64,6 @@ def write(path, nodes, constants: dict, dtype) -> None:
 
 
 def run(engine: str, path, case: Case) -> torch.Tensor:
-    """The codes; engines get what is fed as float32 by the same function as in use, which copies other types as well."""
     feed = open_engine(engine, path)
     return torch.from_numpy(feed(case.codes)[0].astype(np.float32))
 
