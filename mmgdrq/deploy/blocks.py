@@ -78,8 +78,12 @@ class Block:
 
     @property
     def unit(self) -> Tensor:
-        """What one unit of ``input code * weight code`` is worth, shape ``(O,)``; 1 where a filter is all zero."""
-        return torch.where(self.scale == 0, torch.ones_like(self.scale), self.scale)
+        """What one unit of ``input code * weight code`` is worth, shape ``(O,)``.
+
+        A filter without scale has nothing but its bias, in units of 2^-20 of it.
+        """
+        of_bias = torch.where(self.offset == 0, torch.ones_like(self.offset), self.offset.abs() * 2**-20)
+        return torch.where(self.scale == 0, of_bias, self.scale)
 
     def encode(self, x: Tensor, alone: bool = False) -> Tensor:
         """Input codes, as the engine rounds; ``alone`` as in :func:`~mmgdrq.deploy.rounding.openvino_codes`."""
