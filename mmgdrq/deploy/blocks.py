@@ -23,7 +23,7 @@ from torch.autograd import Function
 from ..errors import ExportError
 from ..quant import pack, quantize, unpack
 from .layers import FoldedLinear
-from .rounding import onnxruntime_result, openvino_codes, written_scale
+from .rounding import onnxruntime_result, openvino_codes, unit_of_bias, written_scale
 
 PROFILES = ('openvino', 'onnxruntime', 'tensorrt')
 INT8_MAX = 127
@@ -78,12 +78,8 @@ class Block:
 
     @property
     def unit(self) -> Tensor:
-        """What one unit of ``input code * weight code`` is worth, shape ``(O,)``.
-
-        A filter without scale has nothing but its bias, in units of 2^-20 of it.
-        """
-        of_bias = torch.where(self.offset == 0, torch.ones_like(self.offset), self.offset.abs() * 2**-20)
-        return torch.where(self.scale == 0, of_bias, self.scale)
+        """What one unit of ``input code * weight code`` is worth, shape ``(O,)``; of bias alone in a filter without."""
+        return torch.where(self.scale == 0, unit_of_bias(self.offset), self.scale)
 
     def encode(self, x: Tensor, alone: bool = False) -> Tensor:
         """Input codes, as the engine rounds; ``alone`` as in :func:`~mmgdrq.deploy.rounding.openvino_codes`."""

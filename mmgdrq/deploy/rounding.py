@@ -39,6 +39,11 @@ def written_scale(unit: Tensor, step: Tensor, refinement: int = 1) -> Tensor:
     return (unit / step / refinement).float()
 
 
+def unit_of_bias(offset: Tensor) -> Tensor:
+    """Unit of the bias of filters without scale: 2^-20 of it; 1 where it is 0."""
+    return torch.where(offset == 0, torch.ones_like(offset), offset.abs() * 2**-20)
+
+
 def openvino_alone(path: Path) -> set[str]:
     """Names of the quantizers' results (and others) in a graph that OpenVINO computes alone, as defined above."""
     import openvino
