@@ -52,7 +52,7 @@ class Experiment:
         if row.library not in ('mmgdrq', 'float'):
             raise RuntimeError(f'{row.name}: {row.library} cannot quantize an OpenMMLab model')
         start = self._float(data, work)
-        folder = work / Path(self.config).stem / f'{self.epochs}-epochs-{row.name}-s{seed}'
+        folder = work / Path(self.config).stem / f'{row.name}-s{seed}-{self.epochs}-epochs-lr-{self.lr:g}'
         config = self._row_config(row, seed, data, start)
         metrics = train_and_test(config, folder)
         values = {name: round(metrics[key] * scale, 2) for key, (name, scale) in self.metrics.items()}

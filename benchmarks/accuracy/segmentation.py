@@ -4,5 +4,5 @@ from openmmlab import Experiment
 
 TASK = 'segmentation'
 METRICS = ('mIoU',)
-EXPERIMENT = Experiment('configs/gdrq/fcn_r18_digits.py', {'mIoU': ('mIoU', 1)}, epochs=2)
+EXPERIMENT = Experiment('configs/gdrq/fcn_r18_digits.py', {'mIoU': ('mIoU', 1)}, epochs=2, lr=0.004)
 run = EXPERIMENT.run
