@@ -1,7 +1,7 @@
 """What a tensor is quantized to: frozen, validated specifications.
 
 The default multipliers ``k`` grow with the bit-width. They are near the minimum of the quantized-loss
-for a Gaussian tensor (``mmgdrq.quant.ranges.quantized_loss``); 2 bits use k = 2, whose fixed point is the
+for a Gaussian tensor (``mmgdrq.quant.quantized_loss``); 2 bits use k = 2, whose fixed point is the
 uniform distribution.
 """
 
