@@ -118,6 +118,7 @@ class BlockModule(nn.Module):
         range: lowest and highest result so far.
         rank: dimensions of the last input.
         result: grid that the result is rounded to; None: the result stays float.
+        reader: grid of the only layer that reads the result, at most behind a ReLU; the engine rounds to it at once.
         rounds: whether ``result`` is a grid of its own, and not that of the next layer's input.
         trained: the grid that the model was trained with, see :mod:`.simulation`.
         alone: whether the engine computes the input quantizer alone, see :mod:`.rounding`.
@@ -130,6 +131,7 @@ class BlockModule(nn.Module):
         self.range = (0.0, 0.0)
         self.rank = 0
         self.result: Optional[Grid] = None
+        self.reader: Optional[Grid] = None
         self.rounds = self.ends = self.alone = False
         self.trained: Optional[Grid] = None
 
@@ -161,14 +163,14 @@ class BlockModule(nn.Module):
             return self.block.offset
         return (self.bias_codes().double() * self.block.unit.double() / self.refinement).float()
 
-    def on_result_grid(self, total: Tensor) -> Tensor:
-        """Sums of products as values of the grid ``result``, with the bias in integers."""
+    def on_grid(self, total: Tensor, grid: Grid) -> Tensor:
+        """Sums of products as values of a grid, with the bias in integers."""
         block = self.block
         scale = block.step * written_scale(block.unit, block.step, self.refinement)
         bias = block.per_filter(self.bias_codes().double(), total.dim())
         total = total.double() * self.refinement * block.per_filter((block.scale != 0).double(), total.dim()) + bias
-        codes = onnxruntime_result(total, block.per_filter(scale, total.dim()), self.result.scale, self.result.limits)
-        return codes * torch.tensor(self.result.scale)
+        codes = onnxruntime_result(total, block.per_filter(scale, total.dim()), grid.scale, grid.limits)
+        return codes * torch.tensor(grid.scale)
 
     def forward(self, x: Tensor) -> Tensor:
         self.rank = x.dim()
@@ -231,9 +233,8 @@ class _Exported(Function):
     @staticmethod
     def forward(ctx, x, module):
         total = module.block.multiply(module.block.encode(x, module.alone))
-        if module.result is None:
-            return module.block.rescale(total, module.offset())
-        return module.on_result_grid(total)
+        grid = module.result or module.reader
+        return module.block.rescale(total, module.offset()) if grid is None else module.on_grid(total, grid)
 
     @staticmethod
     def symbolic(g, x, module):

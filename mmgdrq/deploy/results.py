@@ -25,7 +25,7 @@ COPIES = ('Cast', 'Identity')
 
 
 def plan_results(path: Path, exported: list[BlockModule]) -> None:
-    """Set ``result``, ``rounds`` and ``ends`` of the blocks of a graph; an export after it has them.
+    """Set ``result``, ``reader``, ``rounds`` and ``ends`` of the blocks of a graph; an export after it has them.
 
     Args:
         path: ONNX file of the profile ``'onnxruntime'``, written without them.
@@ -44,14 +44,16 @@ def plan_results(path: Path, exported: list[BlockModule]) -> None:
             continue  # the engine has integer products with float results
         if graph.ends(node):
             module.ends = True
-        elif not graph.is_quantized_next(node):
+        elif graph.is_quantized_next(node):
+            module.reader = _of_reader(graph, node, blocks)
+        else:
             module.result = _of_reader(graph, node, blocks)
             module.rounds = module.result is None
             if module.rounds:
                 module.result = module.trained or _of_range(*module.range)
     for module in integer:
         if module.ends:  # of one block that is called several times, some results may leave the network
-            module.result, module.rounds = None, False
+            module.result, module.reader, module.rounds = None, None, False
 
 
 def _of_reader(graph: '_Graph', node, blocks) -> Optional[Grid]:
