@@ -35,7 +35,9 @@ def main() -> None:
     parser.add_argument('--out', type=Path, default=OUT)
     args = parser.parse_args()
     parts = [INTRODUCTION, summary(args.results), DISCUSSION, distribution(args.results)]
-    parts += [section(task, *title, args.results) for task, title in TITLES.items()]
+    measured = [task for task in TITLES if list(load(task, args.results))]
+    parts += [section(task, *TITLES[task], args.results) for task in measured]
+    parts.append(unmeasured([task for task in TITLES if task not in measured]))
     args.out.write_text('\n\n'.join(part for part in parts if part) + '\n')
     print(args.out)
 
@@ -188,8 +190,6 @@ def _projection(run: dict) -> str:
 def section(task: str, title: str, metric: str, root: Path) -> str:
     """One task: a table for every group of rows, and which targets are reached."""
     runs = list(load(task, root))
-    if not runs:
-        return f'## {title}\n\nNot measured yet: `python benchmarks/accuracy/run.py {task}`.'
     values = metrics(runs, metric)
     reference = mean(values['float']) if values['float'] else None
     parts = [f'## {title}', f'{runs[0]["budget"]}. {metric} in percent.']
@@ -214,14 +214,21 @@ def verdict(values: dict[str, list[float]], reference) -> str:
         if values[name]:
             lost = reference - mean(values[name])
             state = 'reached' if lost < limit else '**not reached**'
-            lines.append(
-                f'- {name} loses {lost:.2f} points to float at this budget; aim: less than {limit:g}: {state}.'
-            )
+            change = f'loses {lost:.2f} points to' if lost >= 0 else f'is {-lost:.2f} points above'
+            lines.append(f'- {name} {change} float at this budget; aim: a loss of less than {limit:g}: {state}.')
     rivals = [name for name in ('lsq-w2a4', 'minmax-w2a4', 'brevitas-w2a4') if values[name]]
     for name in rivals if values['gdrq-w2a4'] else ():
         ahead = mean(values['gdrq-w2a4']) - mean(values[name])
         lines.append(f'- gdrq-w2a4 is {abs(ahead):.2f} points {"above" if ahead >= 0 else "**below**"} {name}.')
     return '\n'.join(lines)
+
+
+def unmeasured(tasks: list[str]) -> str:
+    """Tasks without a run."""
+    if not tasks:
+        return ''
+    names = ', '.join(f'`{task}` ({TITLES[task][0]})' for task in tasks)
+    return f'## Not measured\n\n`python benchmarks/accuracy/run.py TASK` has these tasks too: {names}.'
 
 
 SEEDS = 3
@@ -231,13 +238,14 @@ SEEDS = 3
 def still_open(values: dict[str, list[float]], task: str) -> str:
     """Rows without a run, and main rows with too few seeds to tell a difference from chance."""
     possible = [row for row in ROWS if row.library != 'brevitas' or task == 'classification']
-    missing = [row.name for row in possible if not values[row.name]]
+    missing = [row.name for row in possible if not values[row.name] and row.group != 'ablation']
+    ablation = [row for row in possible if not values[row.name] and row.group == 'ablation']
     few = [row.name for row in ROWS if row.group == HEADLINE and 0 < len(values[row.name]) < SEEDS]
     lines = []
     if few:
         lines.append(f'Fewer than {SEEDS} seeds, so the differences above may be chance: {", ".join(few)}.')
-    if missing:
-        lines.append(f'Not measured yet: {", ".join(missing)}.')
+    if missing or ablation:
+        lines.append(f'Not measured: {", ".join([*missing, f"{len(ablation)} rows of the ablation"])}.')
     return '\n\n'.join(lines)
 
 
