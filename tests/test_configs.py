@@ -155,7 +155,8 @@ def test_config_starts_from_float_weights(path):
     assert cfg.train_dataloader.batch_size > 0
     (hook,) = hooks_of(cfg)
     weight, activation = map(int, BITS.search(path.stem).groups())
-    assert (hook.weight.bits, hook.activation.bits) == (weight, activation)
+    quant = cfg.model.get('quant') or hook
+    assert (quant.weight.bits, quant.activation.bits) == (weight, activation)
     stages = hook.get('stages')
     if stages:
         by_iter = 'IterBased' in str(cfg.train_cfg.get('type', ''))

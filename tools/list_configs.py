@@ -51,6 +51,9 @@ The fine-tuning schedule:
 | W4A4, W8A8 | rounding from the beginning | |
 | BN and stem | trained: `frozen_stages=-1`, `norm_eval=False` | rounding moves the statistics of every layer |
 
+RetinaNet with W2A4 has learned input ranges, as its head without BN asks for ([results](results.md)), and so it is
+built by `mmgdrq.Quantized`. A detector of yours with such a head may gain by the same.
+
 SSD: mmdet 3.3.0's own `SSDHead` trains, but cannot predict (open-mmlab/mmdetection issue 11780), with or without
 quantization. The configs here have `bbox_head=dict(type='mmgdrq.SSDHead')`, the same head with that one line mended; an
 SSD config of yours needs it as well.
@@ -118,6 +121,8 @@ def plan_of(cfg: Config) -> mmgdrq.policy.Plan:
     """Plan of a config, with its model built without weights."""
     init_default_scope(cfg.default_scope)
     model = MODELS.build(cfg.model)
+    if hasattr(model, 'gdrq_plan'):
+        return model.gdrq_plan
     hook = next(hook for hook in cfg.custom_hooks if hook['type'] == 'mmgdrq.GDRQHook')
     return mmgdrq.plan(model, hook.weight, hook.activation, hook.get('rules', ()))
 
