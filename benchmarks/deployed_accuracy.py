@@ -1,8 +1,8 @@
 """Trained models in real engines: python benchmarks/deployed_accuracy.py RUN [RUN ...]
 
 A run is the folder of a row of benchmarks/accuracy/run.py (``config.py`` and ``last_checkpoint``), such as
-``work_dirs/accuracy/fcn_r18_digits/gdrq-w2a4-s0``. Each model is folded, exported and evaluated on its test set by
-tools/deploy.py: quantized, folded, and in each engine. docs/deployment.md has the table.
+``work_dirs/accuracy/fcn_r18_digits/gdrq-w2a4-s0-2-epochs-lr-0.004``. Each model is folded, exported and evaluated on
+its test set by tools/deploy.py: quantized, folded, and in each engine. docs/deployment.md has the table.
 
 With --train CONFIG, a W2A4 model is trained for a few epochs first, from scratch or from --start, with the schedule of
 the config shortened to --epochs: python benchmarks/deployed_accuracy.py --train CONFIG --epochs 6 --data FOLDER

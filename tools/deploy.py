@@ -35,8 +35,6 @@ def main() -> None:
     cli.check_data(cfg, 'test')
     if osp.isdir(args.checkpoint):
         raise cli.ConfigError(f'checkpoint: {args.checkpoint} is a directory; expected a checkpoint file')
-    if args.float and not args.evaluate:
-        raise cli.ConfigError('--float: needs --evaluate, which compares the metrics')
     if args.float:
         cli.check_checkpoint(args.float)
     cli.use_checkpoint(cfg, args.checkpoint)

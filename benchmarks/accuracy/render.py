@@ -190,6 +190,9 @@ def _projection(run: dict) -> str:
 def section(task: str, title: str, metric: str, root: Path) -> str:
     """One task: a table for every group of rows, and which targets are reached."""
     runs = list(load(task, root))
+    budgets = sorted({run['budget'] for run in runs})
+    if len(budgets) > 1:
+        raise ValueError(f'{root / task}: runs of different budgets do not compare: {"; ".join(budgets)}')
     values = metrics(runs, metric)
     reference = mean(values['float']) if values['float'] else None
     parts = [f'## {title}', f'{runs[0]["budget"]}. {metric} in percent.']
@@ -244,8 +247,10 @@ def still_open(values: dict[str, list[float]], task: str) -> str:
     lines = []
     if few:
         lines.append(f'Fewer than {SEEDS} seeds, so the differences above may be chance: {", ".join(few)}.')
-    if missing or ablation:
-        lines.append(f'Not measured: {", ".join([*missing, f"{len(ablation)} rows of the ablation"])}.')
+    if ablation:
+        missing.append(f'{len(ablation)} rows of the ablation')
+    if missing:
+        lines.append(f'Not measured: {", ".join(missing)}.')
     return '\n\n'.join(lines)
 
 

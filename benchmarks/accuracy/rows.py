@@ -75,8 +75,6 @@ ROWS = (
     Row('twos-complement-w2a4', 'levels -2, -1, 0, 1', quant=_w2a4(grid='twos_complement')),
     Row('narrow-range-w2a4', 'levels -1, 0, 1', quant=_w2a4(grid='narrow_range')),
     Row('learned-input-w2a4', 'learned input ranges', quant=_w2(range='learned')),
-    Row('learned-head-input-w2a4', 'input ranges of the head learned',
-        quant=dict(_w2a4(), rules=[dict(pattern='*head*', activation=dict(range='learned'))])),
     Row('group4-w2a4', '4 filters share a range', quant=_w2a4(group_size=4)),
     Row('group16-w2a4', '16 filters share a range', quant=_w2a4(group_size=16)),
     Row('layer-w2a4', 'one range a layer', quant=_w2a4(group_size=WHOLE)),

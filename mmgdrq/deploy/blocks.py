@@ -23,7 +23,7 @@ from torch.autograd import Function
 from ..errors import ExportError
 from ..quant import pack, quantize, unpack
 from .layers import FoldedLinear
-from .rounding import onnxruntime_result, openvino_codes, unit_of_bias, written_scale
+from .rounding import onnxruntime_result, openvino_codes, unit_of_bias, without_products, written_scale
 
 PROFILES = ('openvino', 'onnxruntime', 'tensorrt')
 INT8_MAX = 127
@@ -211,7 +211,7 @@ def block_of(name: str, layer: nn.Module, entry: dict[str, Any], profile: str) -
         bits=entry['weight_bits'],
         lowest=entry['weight_lowest'],
         stride=entry['weight_stride'],
-        scale=layer.scale,
+        scale=_scale_of(layer, entry, profile),
         offset=layer.offset,
         step=layer.input_codes.step if entry['input'] else None,
         limits=tuple(entry['input']) if entry['input'] else None,
@@ -219,6 +219,13 @@ def block_of(name: str, layer: nn.Module, entry: dict[str, Any], profile: str) -
         profile=profile,
     )
     return _in_int8(block) if profile == 'tensorrt' else block
+
+
+def _scale_of(layer: nn.Module, entry: dict[str, Any], profile: str) -> Tensor:
+    if profile != 'onnxruntime':
+        return layer.scale
+    alone = without_products(layer.scale, layer.offset, refinement_of(entry['weight_lowest']))
+    return torch.where(alone, 0.0, layer.scale)
 
 
 def _in_int8(block: Block) -> Block:

@@ -73,12 +73,13 @@ def check_codes(errors: CodeErrors, engine: str, path: Path) -> None:
     )
 
 
-def compare_codes(exported: Exported, engine: str) -> CodeErrors:
+def compare_codes(exported: Exported, engine: str, optimize: bool = True) -> CodeErrors:
     """Run the cut graph of a part on its example.
 
     Args:
         exported: result of :func:`~mmgdrq.deploy.export.export`.
         engine: one of :data:`~mmgdrq.deploy.engines.ENGINES`.
+        optimize: as the engine runs it; False: node by node, as the graph is written.
 
     Raises:
         ExportError: the engine is not installed or does not accept the cut graph.
@@ -87,11 +88,12 @@ def compare_codes(exported: Exported, engine: str) -> CodeErrors:
     with tempfile.TemporaryDirectory() as folder:
         cut = Path(folder, 'cut.onnx')
         feeds, quantizers = _cut(exported, codes, cut)
+        run = open_engine(engine, cut, optimize=optimize)
         alone = openvino_alone(cut) if engine == 'openvino' else set()
         if alone.intersection(quantizers):
             expected, scaled, codes = _simulate(exported, [name in alone for name in quantizers])
             feeds = dict(zip(feeds, codes))
-        found = open_engine(engine, cut)(exported.example.numpy(), **feeds)
+        found = run(exported.example.numpy(), **feeds)
     count = len(expected)
     pairs = list(zip(feeds.values(), found[count:]))
     different = [int((a != b).sum()) for a, b in pairs]

@@ -15,7 +15,7 @@ from ..layers import QUANTIZE, ActivationQuantizer
 from ..quant import ActivationSpec
 from .blocks import SIGNED_ZERO, Grid, refinement_of
 from .fold import input_codes, weight_scale
-from .rounding import unit_of_bias
+from .rounding import unit_of_bias, without_products
 
 RESULT = ActivationSpec(bits=8, range='minmax', signed=True)
 """The grid of a rounded result, with a running range."""
@@ -79,7 +79,8 @@ def bias_change(unit: Tensor, scale: Tensor, offset: Tensor, refinement: int) ->
         refinement: the bias is a multiple of ``scale * unit / refinement``; where that is 0, hardly rounded at all.
     """
     fine = scale.double() * unit.double()
-    fine = torch.where(fine == 0, unit_of_bias(offset.double()), fine) / refinement
+    alone = without_products(fine, offset, refinement)
+    fine = torch.where(alone, unit_of_bias(offset.double()), fine) / refinement
     return ((offset / fine).round() * fine - offset).float()
 
 

@@ -25,13 +25,14 @@ def check_engine(name: str) -> ModuleType:
         raise ExportError(f'engine {name}: the package is not installed. Run `pip install {name}`') from error
 
 
-def open_engine(name: str, path: Path, threads: int = 0):
+def open_engine(name: str, path: Path, threads: int = 0, optimize: bool = True):
     """Load a graph into an engine.
 
     Args:
         name: one of :data:`ENGINES`.
         path: ONNX file.
         threads: 0 lets the engine choose.
+        optimize: False lets ONNX Runtime run node by node what the graph says, without its integer kernels.
 
     Returns:
         A function from a float32 array (and, by name, further inputs) to the list of the graph's results.
@@ -41,20 +42,22 @@ def open_engine(name: str, path: Path, threads: int = 0):
     """
     package = check_engine(name)
     try:
-        return _OPEN[name](package, Path(path), threads)
+        return _OPEN[name](package, Path(path), threads, optimize)
     except Exception as error:  # each engine has exception classes of its own, derived from Exception
         raise ExportError(f'{path}: {name} does not accept this graph: {str(error).splitlines()[0]}') from error
 
 
-def _open_onnxruntime(package, path: Path, threads: int):
+def _open_onnxruntime(package, path: Path, threads: int, optimize: bool):
     options = package.SessionOptions()
+    if not optimize:
+        options.graph_optimization_level = package.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
     session = package.InferenceSession(str(path), options, providers=['CPUExecutionProvider'])
     return lambda x, **others: session.run(None, {'input': np.ascontiguousarray(x), **others})
 
 
-def _open_openvino(package, path: Path, threads: int):
+def _open_openvino(package, path: Path, threads: int, optimize: bool):
     core = package.Core()
     config = {'INFERENCE_PRECISION_HINT': 'f32'}
     if threads:

@@ -20,18 +20,20 @@ def evaluate(runner, model: nn.Module) -> dict[str, float]:
         runner.model = own
 
 
-def load_float_model(config: Mapping[str, Any], checkpoint: str) -> nn.Module:
+def load_float_model(cfg: Mapping[str, Any], checkpoint: str) -> nn.Module:
     """The float model that a config quantizes, with weights of its own.
 
     Args:
-        config: ``model`` of the config, with ``mmgdrq.Quantized`` or quantized by the hook.
+        cfg: the whole config; its ``model`` is made by ``mmgdrq.Quantized`` or quantized by the hook.
         checkpoint: file or URL of float weights.
 
     Raises:
         ConfigError: the config quantizes a part of the model by ``conv_cfg``, so that no float model is in it.
         CheckpointError: the weights do not fit.
     """
-    config = dict(config)
+    config = dict(cfg['model'])
+    if cfg.get('data_preprocessor') is not None:
+        config.setdefault('data_preprocessor', cfg['data_preprocessor'])  # as the runner does
     if 'base_type' in config:
         config['type'] = config.pop('base_type')
         config.pop('quant', None)

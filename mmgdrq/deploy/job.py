@@ -13,6 +13,7 @@ import torch
 from mmengine.model import is_model_wrapper
 from torch import nn
 
+from ..errors import ConfigError
 from .artifact import load_folded, save_folded, stored_bytes
 from .codes import check_codes, compare_codes
 from .engines import ENGINES, open_engine
@@ -64,13 +65,16 @@ def deploy(
 
     Raises:
         FoldError: the folded model does not agree with the quantized one; nothing is written.
+        ConfigError: float weights without a test, or a config without a float model.
         CheckpointError: a checkpoint does not fit the config, or ``out`` cannot be replaced.
         ExportError: a graph cannot be made, or its engine is not installed or computes something else.
     """
     engines = [profile for profile in profiles if profile in ENGINES]
-    tests = (2 + len(engines) + (float_checkpoint is not None)) if test else 0
+    tests = (2 + len(engines) + bool(float_checkpoint)) if test else 0
     say = Steps(runner.logger.info, 3 + 2 * len(profiles) + tests)
-    floating = load_float_model(runner.cfg.model, float_checkpoint) if float_checkpoint else None
+    if float_checkpoint and not test:
+        raise ConfigError('--float: needs --evaluate, which compares the metrics')
+    floating = load_float_model(runner.cfg, float_checkpoint) if float_checkpoint else None
     runner.call_hook('before_run')
     runner.load_or_resume()
     model = (runner.model.module if is_model_wrapper(runner.model) else runner.model).eval()
@@ -151,7 +155,7 @@ def examine(folded: nn.Module, run: Run, engine: str, parts: list[Exported], rou
 
 def _examine_part(engine: str, part: Exported, other: Optional[Exported], rounds: int) -> GraphReport:
     runner = engine if engine in ENGINES else REFERENCE
-    errors = compare_codes(part, runner)
+    errors = compare_codes(part, runner, optimize=engine in ENGINES)
     check_codes(errors, runner, part.path)
     integer, floating = count_kernels(engine, part.path) if engine in ENGINES else (None, None)
     timed = {}

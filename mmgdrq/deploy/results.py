@@ -39,21 +39,24 @@ def plan_results(path: Path, exported: list[BlockModule]) -> None:
     if len(graph.layers) != len(integer):
         raise ExportError(f'export: {path.name} has {len(graph.layers)} quantized layers; expected {len(integer)}')
     blocks = {id(node): module for node, module in zip(graph.layers, integer)}
+    readers: dict[int, set[Optional[Grid]]] = defaultdict(set)
     for node, module in zip(graph.layers, integer):
         if module.is_product():
             continue  # the engine has integer products with float results
         if graph.ends(node):
             module.ends = True
         elif graph.is_quantized_next(node):
-            module.reader = _of_reader(graph, node, blocks)
+            readers[id(module)].add(_of_reader(graph, node, blocks))
         else:
             module.result = _of_reader(graph, node, blocks)
             module.rounds = module.result is None
             if module.rounds:
                 module.result = module.trained or _of_range(*module.range)
-    for module in integer:
-        if module.ends:  # of one block that is called several times, some results may leave the network
-            module.result, module.reader, module.rounds = None, None, False
+    for module in integer:  # of one block that is called several times, results may go to different places
+        if module.ends:
+            module.result, module.rounds = None, False
+        elif module.result is None and len(readers[id(module)]) == 1:
+            (module.reader,) = readers[id(module)]
 
 
 def _of_reader(graph: '_Graph', node, blocks) -> Optional[Grid]:

@@ -39,6 +39,11 @@ def written_scale(unit: Tensor, step: Tensor, refinement: int = 1) -> Tensor:
     return (unit / step / refinement).float()
 
 
+def without_products(scale: Tensor, offset: Tensor, refinement: int) -> Tensor:
+    """Filters of which ONNX Runtime gets the bias alone: no int32 holds it in units of the scale, shape ``(O,)``."""
+    return (scale == 0) | (offset.abs().double() * refinement > 2.0**30 * scale.abs().double())
+
+
 def unit_of_bias(offset: Tensor) -> Tensor:
     """Unit of the bias of filters without scale: 2^-20 of it; 1 where it is 0."""
     return torch.where(offset == 0, torch.ones_like(offset), offset.abs() * 2**-20)

@@ -168,8 +168,10 @@ class WeightQuantizer(_Quantizer):
             self._keep_positive(self.alpha)
         super()._save_to_state_dict(*args)
 
-    def _load_from_state_dict(self, *args) -> None:
-        super()._load_from_state_dict(*args)
+    def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
+        super()._load_from_state_dict(state_dict, prefix, *args)
+        if self.spec.range == 'search' and f'{prefix}alpha' not in state_dict:
+            self.initialized.fill_(False)  # the weight may be another one
         self._ready = False
         self.cache.clear()
 

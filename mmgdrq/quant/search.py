@@ -4,6 +4,7 @@ Source: GDRQ's quantized-loss (its figure 5). A weight moves little in one train
 searched once is only improved from then on (:func:`improve_weight_range`), at a thirteenth of the cost.
 """
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -11,13 +12,16 @@ import torch
 from torch import Tensor
 
 from .fake_quant import round_to_grid, step_of
-from .groups import group_max_abs, per_filter, per_group
+from .groups import group_max_abs, group_mean_abs, per_filter, per_group
 from .spec import WeightSpec
 
 COARSE, FINE = 32, 7
 """Candidates of a search: a geometric grid, then a finer one around its best."""
 
-NEAR = (0.97, 1.0, 1.03)
+SMALLEST, LARGEST = 10**-1.6, 10**0.15
+"""Ranges that the grid spans, in units of the largest magnitude."""
+
+NEAR = (1.0, 0.97, 1.03)
 """Candidates around a range that was good an iteration ago."""
 
 
@@ -76,6 +80,9 @@ def search_weight_range(weight: Tensor, spec: WeightSpec) -> Tensor:
 def improve_weight_range(weight: Tensor, alpha: Tensor, spec: WeightSpec) -> Tensor:
     """The best of three ranges: ``alpha`` and those 3 % below and above.
 
+    A range that no search would find for this weight, which was all zero or was replaced, starts from the rule
+    ``'mean'``.
+
     Args:
         weight: shape ``(O, ...)``.
         alpha: shape ``(G,)``.
@@ -84,7 +91,10 @@ def improve_weight_range(weight: Tensor, alpha: Tensor, spec: WeightSpec) -> Ten
     Returns:
         float32, shape ``(G,)``.
     """
-    return _Groups.of(weight, spec).best_of(alpha, NEAR)
+    largest = group_max_abs(weight, spec.group_size)
+    possible = (alpha >= SMALLEST * largest) & (alpha <= LARGEST * largest)
+    start = torch.where(possible, alpha, group_mean_abs(weight, spec.group_size) * spec.multiplier)
+    return _Groups.of(weight, spec).best_of(start, NEAR)
 
 
 @dataclass(frozen=True)
@@ -105,8 +115,9 @@ class _Groups:
 
     def search(self) -> Tensor:
         largest = group_max_abs(self.rows, self.group_size)
-        best = self.best_of(largest, torch.logspace(0.15, -1.6, COARSE, device=self.rows.device))
-        ratio = 10 ** (1.75 / (COARSE - 1))
+        low, high = math.log10(SMALLEST), math.log10(LARGEST)
+        best = self.best_of(largest, torch.logspace(high, low, COARSE, device=self.rows.device))
+        ratio = 10 ** ((high - low) / (COARSE - 1))
         return self.best_of(best, torch.linspace(1 / ratio, ratio, FINE, device=self.rows.device))
 
     def best_of(self, centre: Tensor, factors: Iterable) -> Tensor:
@@ -129,6 +140,7 @@ class _Groups:
         return self.levels, self.limits, self.p, self.offset
 
 
+@torch.no_grad()
 def _error(x: Tensor, alpha: Tensor, levels: int, limits: tuple[int, int], p: int, offset: float) -> Tensor:
     step = step_of(alpha, levels).unsqueeze(-1)
     return torch.linalg.vector_norm(round_to_grid(x, step, limits, offset).sub_(x), p, dim=-1)

@@ -92,6 +92,14 @@ def test_finished_runs_are_kept_and_rendered(benchmark, short, data, tmp_path, m
     assert 'minmax-w2a4' in page.split('Not measured:')[1]
 
 
+def test_different_budgets_are_not_mixed(benchmark, tmp_path):
+    store = benchmark('store')
+    for seed, budget in enumerate(('3 epochs', '9 epochs')):
+        store.save('detection', 'float', seed, {'AP': 50.0, 'budget': budget}, tmp_path)
+    with pytest.raises(ValueError, match='3 epochs; 9 epochs'):
+        benchmark('render').section('detection', 'Title', 'AP', tmp_path)
+
+
 def test_run_that_fails_leaves_no_result(benchmark, data, tmp_path, monkeypatch):
     task = benchmark('classification')
     monkeypatch.setattr(task, 'accuracy', lambda *_: 1 / 0)

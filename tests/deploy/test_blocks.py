@@ -1,6 +1,7 @@
 """Blocks in the forms and profiles of the engines, and the comparison of their codes."""
 
 import dataclasses
+import sys
 
 import pytest
 import torch
@@ -73,23 +74,69 @@ def test_codes_agree_and_every_layer_is_an_integer_kernel(folded, tmp_path, engi
 
 
 @pytest.mark.parametrize('engine', ['onnxruntime', 'openvino'])
-def test_a_filter_without_scale_keeps_its_bias(tmp_path, engine):
+@pytest.mark.parametrize(('gamma', 'zero'), [(0, False), (1e-12, False), (1e-8, False), (1, True)])
+def test_a_filter_without_products_keeps_its_bias(tmp_path, engine, gamma, zero):
     pytest.importorskip(engine, reason=f'{engine} is not installed')
     torch.manual_seed(0)
     model, x = Net(), torch.randn(2, 3, 16, 16)
     model.bbox_head = nn.Identity()
     with torch.no_grad():
-        model.inner_norm.weight[0], model.inner_norm.bias[0] = 0, 0.003
+        model.inner_norm.weight[0], model.inner_norm.bias[0] = gamma, 0.8
         model.head.weight[1], model.head.bias[1] = 0, -0.7
+        if zero:
+            model.inner.weight[0] = 0
     mmgdrq.quantize(model, weight=dict(bits=4), activation=dict(bits=4))
     model.train()(x)
     folded = mmgdrq.fold(model.eval(), example=x)
     exported = exported_of((folded, x), tmp_path, engine)
     assert compare_codes(exported, engine).different == 0
     blocks = {module.block.name: module for module in exported.blocks}
-    assert blocks['inner'].offset()[0].item() == pytest.approx(0.003, rel=1e-5)
+    assert blocks['inner'].offset()[0].item() == pytest.approx(0.8, rel=1e-5)
     results = open_engine(engine, exported.path)(x.numpy())
     assert results[0][:, 1] == pytest.approx(-0.7, rel=1e-5)
+
+
+class Shared(nn.Module):
+    """A layer that is called twice; two layers with ranges of their own read what it gives."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shared = nn.Conv2d(3, 8, 3, padding=1)
+        self.one, self.other = nn.Conv2d(8, 4, 1), nn.Conv2d(8, 4, 1)
+
+    def extract_feat(self, x):
+        return self.one(torch.relu(self.shared(x))), self.other(torch.relu(self.shared(3 * x)))
+
+    def forward(self, x):
+        return self.bbox_head(self.extract_feat(x))
+
+
+@pytest.mark.parametrize('engine', ['onnxruntime', 'openvino'])
+def test_a_shared_layer_may_be_read_by_several(tmp_path, engine):
+    pytest.importorskip(engine, reason=f'{engine} is not installed')
+    torch.manual_seed(0)
+    model, x = Shared(), torch.randn(2, 3, 16, 16)
+    model.bbox_head = nn.Identity()
+    mmgdrq.quantize(model, rules=[dict(pattern='*', weight=dict(bits=2), activation=dict(bits=4))])
+    model.train()(x)
+    folded = mmgdrq.fold(model.eval(), example=x)
+    assert compare_codes(exported_of((folded, x), tmp_path, engine), engine).different <= 1
+
+
+def test_a_missing_engine_is_one_error(folded, tmp_path, monkeypatch):
+    exported = exported_of(folded, tmp_path, 'openvino')
+    monkeypatch.setitem(sys.modules, 'openvino', None)
+    with pytest.raises(ExportError, match='the package is not installed'):
+        compare_codes(exported, 'openvino')
+
+
+def test_graphs_for_tensorrt_are_checked_as_they_are_written(folded, tmp_path):
+    """ONNX Runtime would make an integer of the float bias."""
+    exported = exported_of(folded, tmp_path, 'tensorrt')
+    errors = compare_codes(exported, 'onnxruntime', optimize=False)
+    assert errors.different <= 2
+    assert errors.distance < 1e-4
+    check_codes(errors, 'onnxruntime', exported.path)
 
 
 def test_results_that_stay_in_the_network_are_on_8_bit_grids(folded, tmp_path):

@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 import mmgdrq
 from mmgdrq.errors import QuantizationError
 from mmgdrq.layers import quantized_layers
+from mmgdrq.quant import weight_range
 from tests import reference
 
 BITS = [(2, 4), (4, 8), (3, 2), (8, 8)]
@@ -546,3 +547,13 @@ def test_loading_drops_what_was_seen_before():
     net(inputs(4))
     source(inputs(4))
     assert_same(ranges(net), ranges(source))
+
+
+def test_a_searched_range_is_searched_again_for_float_weights_that_are_loaded():
+    layer = mmgdrq.quantize(nn.Sequential(nn.Linear(16, 4)), weight=dict(bits=4, range='search'))
+    layer(torch.randn(3, 16))
+    state = {'0.weight': 20 * torch.randn(4, 16), '0.bias': torch.zeros(4)}
+    layer.load_state_dict(state, strict=False)
+    layer(torch.randn(3, 16))
+    quantizer = layer[0].weight_quantizer
+    assert torch.equal(quantizer.alpha, weight_range(state['0.weight'], quantizer.spec))
