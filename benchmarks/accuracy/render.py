@@ -52,11 +52,11 @@ that a full training reaches. The image layer and the prediction layers have 8 b
 
 DISCUSSION = """What the rows say, as far as their seeds go:
 
-- **Where W2A4 reaches its aim**: the detectors (RetinaNet on digits with learned input ranges) and the classifiers
-  on digits. Where not, most of the loss is that of 2-bit weights: on ResNet-20 the row with float inputs loses more than
+- **Where W2A4 reaches its aim**: the detectors (RetinaNet on digits with learned input ranges) and the classifiers on
+  digits. Where not, most of the loss is that of 2-bit weights: on ResNet-20 the row with float inputs loses more than
   the one with float weights. ResNet-20 and FCN have 16 to 128 channels, so that few products average an error out;
-  ResNet-50 and VGG-11, with more of them, lose least. Six times the steps halve the loss of ResNet-20, at 4 bits as well; four
-  times the epochs do not help FCN, whose float model goes on learning as fast.
+  ResNet-50 and VGG-11, with more of them, lose least. Six times the steps halve the loss of ResNet-20, at 4 bits as
+  well; four times the epochs do not help FCN, whose float model goes on learning as fast.
 - **The threshold of the inputs** decides next: the paper's mean with too small a k loses most of all rules, and the
   Lehmer rule needs no tuning. Learned input ranges (`range='learned'`, by the builder) are about as good, and better by
   more than a point in RetinaNet, whose head has no BN and is shared over levels; so the RetinaNet configs with W2A4
