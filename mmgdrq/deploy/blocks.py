@@ -95,16 +95,16 @@ class Block:
             return F.linear(codes, self.weight)
         return F.conv2d(codes, self.weight, None, *self.geometry)
 
-    def per_filter(self, values: Tensor, rank: int) -> Tensor:
-        """Values of shape ``(O,)`` so that they broadcast against a result with ``rank`` dimensions."""
-        return values if self.geometry is None else values.reshape(1, -1, *[1] * (rank - 2))
+    def per_filter(self, values: Tensor) -> Tensor:
+        """Values of shape ``(O,)`` so that they broadcast against a result."""
+        return values if self.geometry is None else values.reshape(-1, 1, 1)
 
     def rescale(self, total: Tensor, offset: Tensor) -> Tensor:
         """``scale * total + offset``, with the scale that the engine finds in the graph."""
         scale = self.scale
         if self.profile == 'openvino' and self.is_integer:
             scale = torch.where(scale == 0, 0.0, self.step * written_scale(self.unit, self.step))
-        return total * self.per_filter(scale, total.dim()) + self.per_filter(offset, total.dim())
+        return total * self.per_filter(scale) + self.per_filter(offset)
 
 
 class BlockModule(nn.Module):
@@ -167,9 +167,9 @@ class BlockModule(nn.Module):
         """Sums of products as values of a grid, with the bias in integers."""
         block = self.block
         scale = block.step * written_scale(block.unit, block.step, self.refinement)
-        bias = block.per_filter(self.bias_codes().double(), total.dim())
-        total = total.double() * self.refinement * block.per_filter((block.scale != 0).double(), total.dim()) + bias
-        codes = onnxruntime_result(total, block.per_filter(scale, total.dim()), grid.scale, grid.limits)
+        factor = self.refinement * (block.scale != 0).double()
+        total = total.double() * block.per_filter(factor) + block.per_filter(self.bias_codes().double())
+        codes = onnxruntime_result(total, block.per_filter(scale), grid.scale, grid.limits)
         return codes * torch.tensor(grid.scale)
 
     def forward(self, x: Tensor) -> Tensor:
