@@ -140,13 +140,14 @@ def _simulate(
             scaled.append((args[0] / module.block.step).numpy())
             codes.append(module.block.encode(args[0], module.alone).to(dtype).numpy())
 
-    blocks = {id(module): module for module in exported.blocks}.values()
+    blocks = list({id(module): module for module in exported.blocks}.values())
     handles = [module.register_forward_pre_hook(keep) for module in blocks]
     try:
         return exported.part.module(exported.example), scaled, codes
     finally:
-        for handle in handles:
+        for module, handle in zip(blocks, handles):
             handle.remove()
+            module.alone = False
 
 
 def _cut(exported: Exported, codes: list[np.ndarray], out: Path) -> tuple[dict[str, np.ndarray], list[str]]:
