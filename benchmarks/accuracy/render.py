@@ -24,6 +24,7 @@ TITLES = {
     'retinanet_bccd': ('Detection: RetinaNet (ResNet-18, FPN) on BCCD', 'AP'),
     'segmentation': ('Segmentation: FCN (ResNet-18) on scenes of digits', 'mIoU'),
     'segmentation_long': ('Segmentation: FCN on scenes of digits, four times as long', 'mIoU'),
+    'pspnet_digits': ('Segmentation: PSPNet (ResNet-18) on scenes of digits', 'mIoU'),
 }
 TARGETS = {'gdrq-w2a4': 1.0, 'gdrq-w4a4': 0.3}
 GROUPS = {HEADLINE: 'Main rows', BITS: 'Other bit-widths', PEERS: 'Other methods and libraries', 'ablation': 'Ablation'}

@@ -17,6 +17,7 @@ TASKS = (
     'detection',
     'segmentation',
     'segmentation_long',
+    'pspnet_digits',
     'resnet18_digits',
     'resnet18_digits_long',
     'resnet50_digits',
