@@ -71,6 +71,9 @@ DISCUSSION = """What the rows say, as far as their seeds go:
   two to four (`lr` of the experiment); float has it too. Those trials are not kept, and other tasks had none.
 - **SSD**'s float start is far from converged, so its rows show no loss from rounding, but no more than that."""
 
+Values = dict[int, float]
+"""Seed -> metric of a run."""
+
 SUMMARY = ('float', 'gdrq-w4a4', 'gdrq-w2a4', 'learned-input-w2a4', 'lsq-w2a4', 'brevitas-w2a4', 'minmax-w2a4')
 """Rows that every task is summed up by."""
 
@@ -82,21 +85,36 @@ def summary(root: Path) -> str:
         values = metrics(list(load(task, root)), metric)
         if not values['float']:
             continue
-        reference = mean(values['float'])
-        lost = [
-            f'{mean(values[name]) - reference:+.2f} ({len(values[name])})' if values[name] else ''
-            for name in SUMMARY[1:]
-        ]
-        lines.append((title, metric, f'{reference:.2f} ({len(values["float"])})', *lost))
+        lost = [_lost(values[name], values['float']) for name in SUMMARY[1:]]
+        lines.append((title, metric, f'{mean(values["float"].values()):.2f} ({len(values["float"])})', *lost))
     if not lines:
         return ''
-    about = 'Difference to float after the same number of further steps, in points; in parentheses the number of seeds.'
+    about = (
+        'Difference to float after the same number of further steps, in points: the mean over the seeds that both '
+        'rows have, its standard error, and in parentheses the number of seeds.'
+    )
     return '\n\n'.join(['## Summary', about, table(('task', 'metric', *SUMMARY), lines)])
 
 
-def metrics(runs: list[dict], metric: str) -> dict[str, list[float]]:
+def _lost(row: Values, reference: Values) -> str:
+    changes = differences(row, reference)
+    return f'{change(changes)} ({len(changes)})' if changes else ''
+
+
+def metrics(runs: list[dict], metric: str) -> dict[str, Values]:
     """The metric of every run of every row."""
-    return {row.name: [run[metric] for run in runs if run['row'] == row.name] for row in ROWS}
+    return {row.name: {run['seed']: run[metric] for run in runs if run['row'] == row.name} for row in ROWS}
+
+
+def differences(row: Values, reference: Values) -> list[float]:
+    """Of two rows, seed by seed: both have seen the same images in the same order."""
+    return [value - reference[seed] for seed, value in row.items() if seed in reference]
+
+
+def change(changes: list[float]) -> str:
+    """Mean of differences, with its standard error where there is more than one."""
+    error = f' ± {stdev(changes) / len(changes) ** 0.5:.2f}' if len(changes) > 1 else ''
+    return f'{mean(changes):+.2f}{error}'
 
 
 def distribution(root: Path) -> str:
@@ -203,35 +221,32 @@ def section(task: str, title: str, metric: str, root: Path) -> str:
     if len(budgets) > 1:
         raise ValueError(f'{root / task}: runs of different budgets do not compare: {"; ".join(budgets)}')
     values = metrics(runs, metric)
-    reference = mean(values['float']) if values['float'] else None
     parts = [f'## {title}', f'{runs[0]["budget"]}. {metric} in percent.']
     for group, name in GROUPS.items():
-        rows = [_row(row, values[row.name], reference) for row in ROWS if row.group == group and values[row.name]]
+        rows = [_row(row, values[row.name], values['float']) for row in ROWS if row.group == group and values[row.name]]
         if rows:
             parts += [f'**{name}**', table(('row', metric, 'to float', 'seeds', 'what'), rows)]
     parts += [
-        verdict(values, reference),
+        verdict(values),
         still_open(values, task),
         f'`python benchmarks/accuracy/run.py {task}`, {stamp(runs)}',
     ]
     return '\n\n'.join(part for part in parts if part)
 
 
-def verdict(values: dict[str, list[float]], reference) -> str:
+def verdict(values: dict[str, Values]) -> str:
     """Whether the rows reach their targets and stay ahead of the other methods."""
-    if reference is None:
-        return ''
     lines = []
     for name, limit in TARGETS.items():
-        if values[name]:
-            lost = reference - mean(values[name])
+        if changes := differences(values[name], values['float']):
+            lost = -mean(changes)
             state = 'reached' if lost < limit else '**not reached**'
-            change = f'loses {lost:.2f} points to' if lost >= 0 else f'is {-lost:.2f} points above'
-            lines.append(f'- {name} {change} float at this budget; aim: a loss of less than {limit:g}: {state}.')
-    rivals = [name for name in ('lsq-w2a4', 'minmax-w2a4', 'brevitas-w2a4') if values[name]]
-    for name in rivals if values['gdrq-w2a4'] else ():
-        ahead = mean(values['gdrq-w2a4']) - mean(values[name])
-        lines.append(f'- gdrq-w2a4 is {abs(ahead):.2f} points {"above" if ahead >= 0 else "**below**"} {name}.')
+            how = f'loses {lost:.2f} points to' if lost >= 0 else f'is {-lost:.2f} points above'
+            lines.append(f'- {name} {how} float at this budget; aim: a loss of less than {limit:g}: {state}.')
+    for name in ('lsq-w2a4', 'minmax-w2a4', 'brevitas-w2a4'):
+        if changes := differences(values['gdrq-w2a4'], values[name]):
+            where = 'above' if mean(changes) >= 0 else '**below**'
+            lines.append(f'- gdrq-w2a4 is {abs(mean(changes)):.2f} points {where} {name}.')
     return '\n'.join(lines)
 
 
@@ -263,10 +278,11 @@ def still_open(values: dict[str, list[float]], task: str) -> str:
     return '\n\n'.join(lines)
 
 
-def _row(row, values: list[float], reference) -> tuple[str, ...]:
-    spread = f' ± {stdev(values):.2f}' if len(values) > 1 else ''
-    change = '' if reference is None else f'{mean(values) - reference:+.2f}'
-    return row.name, f'{mean(values):.2f}{spread}', change, str(len(values)), row.about
+def _row(row, values: Values, reference: Values) -> tuple[str, ...]:
+    count = len(values)
+    spread = f' ± {stdev(values.values()):.2f}' if count > 1 else ''
+    changes = [] if values is reference else differences(values, reference)
+    return row.name, f'{mean(values.values()):.2f}{spread}', change(changes) if changes else '', str(count), row.about
 
 
 def table(head, rows) -> str:

@@ -124,9 +124,10 @@ def test_unknown_row_is_an_error(benchmark):
 
 def test_spread_and_verdict(benchmark):
     render = benchmark('render')
-    values = {row.name: [] for row in benchmark('rows').ROWS}
-    values.update({'float': [88.0, 89.0, 90.0], 'gdrq-w2a4': [88.0, 88.5, 89.0], 'lsq-w2a4': [89.0, 89.0, 89.0]})
-    text = render.verdict(values, 89.0)
+    values = {row.name: {} for row in benchmark('rows').ROWS}
+    for name, runs in {'float': (88, 89, 90), 'gdrq-w2a4': (88, 88.5, 89), 'lsq-w2a4': (89, 89, 89)}.items():
+        values[name] = dict(enumerate(runs))
+    text = render.verdict(values)
     assert 'loses 0.50 points' in text
     assert '**not reached**' not in text
     assert '0.50 points **below** lsq-w2a4' in text
@@ -134,7 +135,17 @@ def test_spread_and_verdict(benchmark):
     assert 'brevitas' not in render.still_open(values, 'detection')
     assert 'brevitas-w2a4' in render.still_open(values, 'classification')
     row = next(row for row in benchmark('rows').ROWS if row.name == 'float')
-    assert render._row(row, values['float'], 89.0)[1] == '89.00 ± 1.00'
+    assert render._row(row, values['float'], values['float'])[1:4] == ('89.00 ± 1.00', '', '3')
+    assert render._row(row, values['gdrq-w2a4'], values['float'])[1:4] == ('88.50 ± 0.50', '-0.50 ± 0.29', '3')
+
+
+def test_differences_are_those_of_the_same_seeds(benchmark):
+    render = benchmark('render')
+    changes = render.differences({0: 87.0, 2: 89.0}, {0: 88.0, 1: 70.0, 2: 89.5})
+    assert changes == [-1.0, -0.5]
+    assert render.change(changes) == '-0.75 ± 0.25'
+    assert render.change(changes[:1]) == '-1.00'
+    assert render.differences({3: 90.0}, {0: 88.0}) == []
 
 
 def test_row_of_a_detector_takes_data_start_and_quantization(benchmark, tmp_path):
