@@ -48,7 +48,8 @@ def data_of(step: int, kind: str) -> dict:
     if kind == 'one signed':
         inputs[:2] = inputs[:2].abs()
     if kind.startswith('empty') and step in (0, 2):
-        chosen[slice(2) if kind == 'empty first rank' else slice(2, 4)] = False
+        empty = dict(first=slice(2), second=slice(2, 4)).get(kind.split()[1], slice(4))
+        chosen[empty] = False
     return dict(inputs=inputs, chosen=chosen)
 
 
@@ -93,20 +94,26 @@ def worker(rank: int, port: int, folder: str) -> None:
     dist.destroy_process_group()
 
 
+LEARNED = dict(weight=dict(range='learned'), activation=dict(range='learned'))
 JOBS = {
     'mean': (dict(activation=dict(range='mean')), 'alike'),
     'active_mean': (dict(activation=dict(range='active_mean')), 'alike'),
     'lehmer': (dict(activation=dict(range='lehmer')), 'alike'),
-    'minmax': (dict(weight=dict(range='search'), activation=dict(range='minmax')), 'alike'),
+    'minmax': (dict(weight=dict(range='search'), activation=dict(range='minmax')), 'unlike'),
     'unlike': (dict(), 'unlike'),
     'one signed': (dict(), 'one signed'),
     'empty first rank': (dict(), 'empty first rank'),
     'empty second rank': (dict(), 'empty second rank'),
-    'learned': (dict(weight=dict(range='learned'), activation=dict(range='learned')), 'unlike'),
+    'search': (dict(activation=dict(range='search')), 'unlike'),
+    'learned': (LEARNED, 'unlike'),
+    'learned, reshape': (dict(LEARNED, stage='reshape'), 'alike'),
+    'learned, float': (dict(LEARNED, stage='float'), 'alike'),
+    'learned, empty first rank': (LEARNED, 'empty first rank'),
+    'learned, empty ranks': (LEARNED, 'empty ranks'),
 }
-# In these one process with the joined batch computes the same. For 'minmax' and 'search' the ranks
-# are combined by the mean of what each has found, which is not what the joined batch gives.
-LIKE_ONE_PROCESS = [name for name in JOBS if name not in ('minmax', 'learned')]
+# In these one process with the joined batch computes the same. For 'search' the ranks are combined by the mean
+# of what each has found, which is not what the joined batch gives.
+LIKE_ONE_PROCESS = [name for name in JOBS if 'learned' not in name and name != 'search']
 
 
 @pytest.fixture(scope='module')

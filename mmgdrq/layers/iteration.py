@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import nn
 
 from .base import is_quantized
-from .quantizer import ActivationQuantizer, WeightQuantizer, step_thresholds
+from .quantizer import ActivationQuantizer, WeightQuantizer, settle_first_ranges, step_thresholds
 
 
 def activation_quantizers(model: nn.Module) -> list[ActivationQuantizer]:
@@ -39,16 +39,19 @@ def manage(model: nn.Module) -> None:
 
 
 def _begin(model: nn.Module, args) -> None:
-    observing = model.training and not getattr(model, 'gdrq_frozen', False)
+    frozen = getattr(model, 'gdrq_frozen', False)
+    observing = model.training and not frozen
     modules = list(model.modules())
     quantizers = [m for m in modules if isinstance(m, ActivationQuantizer)]
+    weights = [m for m in modules if isinstance(m, WeightQuantizer)]
+    for quantizer in quantizers + weights:
+        quantizer.hold(frozen)
     step_thresholds(quantizers)
     for quantizer in quantizers:
         quantizer.observing = observing
     if model.training:
-        for module in modules:
-            if isinstance(module, WeightQuantizer):
-                module.cache.clear()
+        for quantizer in weights:
+            quantizer.cache.clear()
     if observing:
         _renew_searched(model)
 
@@ -63,8 +66,7 @@ def _end(model: nn.Module, args, output) -> None:
         return
     if dist.is_available() and dist.is_initialized():
         _add_over_ranks(quantizers)
-    for quantizer in quantizers:
-        quantizer.settle()
+    settle_first_ranges(quantizers)
 
 
 def _renew_searched(model: nn.Module) -> None:
@@ -75,8 +77,13 @@ def _renew_searched(model: nn.Module) -> None:
 
 
 def _add_over_ranks(quantizers: list[ActivationQuantizer]) -> None:
-    sums = torch.stack([q.pending for q in quantizers])
-    dist.all_reduce(sums)
-    for quantizer, total in zip(quantizers, sums):
-        quantizer.pending.copy_(total)
-        quantizer.observed = True
+    summed = [q for q in quantizers if q.spec.range != 'minmax']
+    largest = [q for q in quantizers if q.spec.range == 'minmax']
+    for operation, chosen in ((dist.ReduceOp.SUM, summed), (dist.ReduceOp.MAX, largest)):
+        if not chosen:
+            continue
+        pending = torch.stack([q.pending for q in chosen])
+        dist.all_reduce(pending, operation)
+        for quantizer, result in zip(chosen, pending):
+            quantizer.pending.copy_(result)
+            quantizer.observed = True

@@ -1,7 +1,8 @@
 """The state of a quantizer: ranges as buffers or parameters, around the pure functions of ``quant``."""
 
+import math
 from collections.abc import Sequence
-from typing import Union
+from typing import Optional, Union
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,7 @@ from ..quant import (
     ActivationSpec,
     Encoded,
     WeightSpec,
+    add_statistic_,
     clip_activation,
     collect,
     encode_activation,
@@ -22,6 +24,8 @@ from ..quant import (
     fake_quantize_learned,
     fake_quantize_weight,
     improve_weight_range,
+    keep_in_graph,
+    learned_range_scale,
     num_groups,
     step_of,
     threshold_of,
@@ -46,6 +50,7 @@ class _Quantizer(nn.Module):
         self.spec = spec
         self.mode = QUANTIZE
         self.layer_name = ''
+        self._held: Optional[Tensor] = None
         self.register_buffer('format', torch.tensor(layout, dtype=torch.float32))
 
     def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
@@ -57,11 +62,39 @@ class _Quantizer(nn.Module):
                 'its float weights'
             )
         super()._load_from_state_dict(state_dict, prefix, *args)
+        self._held = None
 
-    def _keep_positive(self, learned: Tensor) -> None:
+    def learned(self) -> Optional[nn.Parameter]:
+        """The range as a parameter, where it is one."""
+        return next(iter(self._parameters.values()), None)
+
+    def hold(self, frozen: bool) -> None:
+        """While frozen, a learned range keeps its value, whatever momentum or weight decay do to it."""
+        learned = self.learned()
+        if learned is None:
+            return
+        if not frozen:
+            self._held = None
+        elif self._held is None:
+            self._held = learned.detach().clone()
+        else:
+            learned.data.copy_(self._held)
+
+    def _idle(self, tensor: Tensor) -> Tensor:
+        """``tensor``, for a call that does not use a learned range."""
+        learned = self.learned()
+        return tensor if learned is None or not torch.is_grad_enabled() else keep_in_graph(tensor, learned)
+
+    def _keep_positive(self) -> None:
         """A learned range that an optimizer step took below zero goes on from its mirror image."""
-        if self.spec.range == 'learned' and self.is_ready():
+        learned = self.learned()
+        if learned is not None and self.is_ready():
             learned.data.abs_().clamp_(min=LEARNED_FLOOR)
+
+    def _save_to_state_dict(self, *args) -> None:
+        self.hold(self._held is not None)
+        self._keep_positive()
+        super()._save_to_state_dict(*args)
 
     def extra_repr(self) -> str:
         return f'{self.describe(self.format)}, range={self.spec.range}'
@@ -102,7 +135,7 @@ class WeightQuantizer(_Quantizer):
             encode: return an operand for :mod:`mmgdrq.quant.operators` instead.
         """
         if self.mode == FLOAT:
-            return weight
+            return self._idle(weight)
         if encode and self.spec.range == 'learned':
             return self._learned(weight, True)
         if encode:
@@ -128,7 +161,7 @@ class WeightQuantizer(_Quantizer):
         step = weight_step(weight, self.range_of(weight), self.spec)
         # the filters of a group share one step, so its gradient counts the elements of all of them
         shared = weight.numel() / self.alpha.numel()
-        scale = (shared * max(self.spec.code_limits[1], 1)) ** -0.5
+        scale = learned_range_scale(shared, self.spec.code_limits, self.spec.levels)
         values = fake_quantize_learned(weight, step, self.spec.code_limits, scale, self.spec.offset)
         if not encode:
             return values
@@ -140,7 +173,7 @@ class WeightQuantizer(_Quantizer):
             return weight_range(weight, self.spec)
         if not self.is_ready():
             self.renew(weight)
-        self._keep_positive(self.alpha)
+        self._keep_positive()
         return self.alpha
 
     def is_ready(self) -> bool:
@@ -162,11 +195,6 @@ class WeightQuantizer(_Quantizer):
         """Switch the mode; what was kept of the weight is forgotten."""
         self.cache.clear()
         return super().train(mode)
-
-    def _save_to_state_dict(self, *args) -> None:
-        if self.stateful:
-            self._keep_positive(self.alpha)
-        super()._save_to_state_dict(*args)
 
     def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
         super()._load_from_state_dict(state_dict, prefix, *args)
@@ -218,7 +246,7 @@ class ActivationQuantizer(_Quantizer):
             encode: return an operand for :mod:`mmgdrq.quant.operators` instead.
         """
         if self.mode == FLOAT or x.numel() == 0:
-            return x
+            return self._idle(x)
         observing = self._is_observing()
         at_once = (
             encode and observing and not self.is_fresh() and self.mode == QUANTIZE and self.spec.range in MEAN_RULES
@@ -226,14 +254,15 @@ class ActivationQuantizer(_Quantizer):
         if observing and not at_once:
             self.observe(x)
         if not self.is_ready():
-            return self._without_range(x)
-        self._keep_positive(self.threshold)
+            return self._idle(self._without_range(x))
+        self._keep_positive()
         if self.mode == CLIP:
-            return (encode_clipped if encode else clip_activation)(x, self.threshold.detach(), self._signed)
+            clip = encode_clipped if encode else clip_activation
+            return clip(self._idle(x), self.threshold.detach(), self._signed)
         levels, limits = self.spec.levels(self._signed), self.spec.code_limits(self._signed)
         if self.spec.range == 'learned' and (torch.is_grad_enabled() or not encode):
             step = step_of(self.threshold, levels)
-            values = fake_quantize_learned(x, step, limits)
+            values = fake_quantize_learned(x, step, limits, learned_range_scale(x.numel(), limits, levels))
             return encode_learned(values, x, step, limits) if encode else values
         if encode:
             return self._encode(x, levels, limits, torch.is_grad_enabled(), at_once)
@@ -263,11 +292,11 @@ class ActivationQuantizer(_Quantizer):
                 return
             self._fresh = True
         if self._fresh:
-            self.pending[2].add_(float(x.amin() < 0))
+            self.pending[2].add_((x.amin() < 0).double())
         self._add(collect(x, self.spec, self._signed))
 
     def _add(self, statistic: Tensor) -> None:
-        self.pending[:2].add_(statistic)
+        add_statistic_(self.pending[:2], statistic, self.spec)
         self.observed = True
         if not self.managed:
             self.update()
@@ -277,25 +306,21 @@ class ActivationQuantizer(_Quantizer):
         """Turn the pending statistics into one step of the running threshold."""
         step_thresholds([self])
 
-    @torch.no_grad()
-    def settle(self) -> None:
-        """Take the first range from all calls of the iteration, and from the other ranks.
+    def settle(self, total: float, count: float, negative: float) -> None:
+        """Take the first range from the statistics of all calls of the iteration, and of the other ranks.
 
-        Also for a rank that has seen no elements yet. Does nothing in later iterations.
+        Also for a rank that has seen no elements yet.
         """
-        if not self.is_fresh():
-            return
         self.observed = False
-        _, count, negative = self.pending.tolist()
         if count == 0:
             return
         signed = self.spec.signed
         signed = negative > 0 if signed == 'auto' else signed
-        threshold = threshold_of(self.pending[0] / count, self.spec, signed)
-        self.pending.zero_()
-        if not bool(torch.isfinite(threshold)):  # a later call of the first iteration, or another rank
+        statistic = torch.tensor(total / count, dtype=torch.float64, device=self.threshold.device)
+        if not math.isfinite(total / count):  # a later call of the first iteration, or another rank
             raise self._not_finite()
-        self.set_range(threshold, signed)
+        self.pending.zero_()
+        self.set_range(threshold_of(statistic, self.spec, signed), signed)
         self._fresh = False
 
     def rule(self) -> tuple:
@@ -303,8 +328,8 @@ class ActivationQuantizer(_Quantizer):
         return self.spec, self._signed, self.threshold.device
 
     def is_fresh(self) -> bool:
-        """Whether the first range is not final yet, or there is none."""
-        return self._fresh or not self.is_ready()
+        """Whether the first range is not final yet, or there is none; asks the device for nothing."""
+        return self._fresh or not self._ready
 
     def is_ready(self) -> bool:
         """Whether there is a range; asks the device only until there is one."""
@@ -319,7 +344,7 @@ class ActivationQuantizer(_Quantizer):
 
     def _calibrate(self, x: Tensor) -> None:
         lowest, highest = x.aminmax()
-        if not bool(torch.isfinite(highest - lowest)):
+        if not bool(torch.isfinite(lowest) & torch.isfinite(highest)):
             raise self._not_finite()
         if bool(highest == 0) and bool(lowest == 0):
             return
@@ -351,19 +376,31 @@ class ActivationQuantizer(_Quantizer):
         )
 
     def _save_to_state_dict(self, destination, prefix, keep_vars) -> None:
+        self.is_ready()
         self.observed = True  # an averaged copy got its pending statistics as a buffer
         self.update()
-        self._keep_positive(self.threshold)
         super()._save_to_state_dict(destination, prefix, keep_vars)
 
     def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
         super()._load_from_state_dict(state_dict, prefix, *args)
         self._ready = self._fresh = self.observed = False
         self.pending.zero_()
+        self.is_ready()
 
     @staticmethod
     def describe(layout: Tensor) -> str:
         return f'bits={layout.tolist()[0]:.0f}'
+
+
+@torch.no_grad()
+def settle_first_ranges(quantizers: Sequence[ActivationQuantizer]) -> None:
+    """:meth:`ActivationQuantizer.settle` of those that have seen their first elements; the device is asked once."""
+    fresh = [quantizer for quantizer in quantizers if quantizer.observed and quantizer.is_fresh()]
+    if not fresh:
+        return
+    device = fresh[0].pending.device
+    for quantizer, statistic in zip(fresh, torch.stack([q.pending.to(device) for q in fresh]).tolist()):
+        quantizer.settle(*statistic)
 
 
 @torch.no_grad()
@@ -372,9 +409,7 @@ def step_thresholds(quantizers: Sequence[ActivationQuantizer]) -> None:
 
     A statistic without elements, or one that is not finite, leaves its threshold as it is.
     """
-    for quantizer in quantizers:
-        if quantizer.is_fresh():
-            quantizer.settle()
+    settle_first_ranges(quantizers)
     groups: dict[tuple, list[ActivationQuantizer]] = {}
     for quantizer in quantizers:
         if quantizer.observed:

@@ -15,6 +15,8 @@ from .fake_quant import (
     fake_quantize_activation,
     fake_quantize_learned,
     fake_quantize_weight,
+    keep_in_graph,
+    learned_range_scale,
     quantize,
     step_of,
 )
@@ -25,7 +27,7 @@ from .ranges import scale_clip_, weight_range, weight_step
 from .relu import relu
 from .search import improve_weight_range, quantized_loss, search_range
 from .spec import ActivationSpec, WeightSpec, make_spec, override_spec
-from .statistics import collect, threshold_of
+from .statistics import add_statistic_, collect, threshold_of
 
 __all__ = [
     'ActivationSpec',
@@ -33,6 +35,7 @@ __all__ = [
     'Encoded',
     'Operand',
     'WeightSpec',
+    'add_statistic_',
     'clip_activation',
     'collect',
     'conv2d',
@@ -48,6 +51,8 @@ __all__ = [
     'group_max_abs',
     'group_mean_abs',
     'improve_weight_range',
+    'keep_in_graph',
+    'learned_range_scale',
     'linear',
     'make_spec',
     'num_groups',

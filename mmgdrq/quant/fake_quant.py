@@ -141,6 +141,25 @@ class _Clip(Function):
         return grad * ((x >= low) & (x <= high)), None, None
 
 
+def keep_in_graph(x: Tensor, idle: Tensor) -> Tensor:
+    """A view of ``x`` whose graph holds ``idle`` as well, with a gradient of zero.
+
+    For a learned range that a call does not use: DistributedDataParallel waits for every parameter.
+    """
+    return _KeepInGraph.apply(x, idle)
+
+
+class _KeepInGraph(Function):
+    @staticmethod
+    def forward(ctx, x, idle):
+        ctx.save_for_backward(idle)
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad, torch.zeros_like(ctx.saved_tensors[0])
+
+
 def clip_bounds(threshold: Tensor, signed: bool, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Lowest and highest value of a clipped activation, as scalars of ``dtype``."""
     high = threshold.to(dtype, copy=True)  # the backward pass reads it after the threshold has moved on
@@ -183,6 +202,24 @@ def _by_kernel(x: Tensor, step: Tensor, *others: Tensor) -> bool:
     return on_cpu(x, step, *others) and by_rows and x.numel() > 0 and dense(x) is x and step.is_contiguous()
 
 
+def learned_range_scale(elements: int, limits: tuple[int, int], levels: int) -> float:
+    """Factor on the gradient of a step that trains its range: ``levels^2 / sqrt(N * highest code)``.
+
+    LSQ (Esser et al., ICLR 2020, section 2.2) trains the step with ``1 / sqrt(N * highest code)``. Of a range
+    ``alpha = levels * step`` the gradient is ``levels`` times smaller and the change has to be ``levels`` times
+    larger; with this factor an optimizer step without memory of magnitudes (SGD) moves it as LSQ moves the step.
+
+    Args:
+        elements: number N of elements that share the range.
+        limits: lowest and highest code.
+        levels: number of steps between 0 and the range.
+
+    >>> learned_range_scale(4, (-2, 1), 2)
+    2.0
+    """
+    return levels**2 * (elements * max(limits[1], 1)) ** -0.5
+
+
 def fake_quantize_learned(
     x: Tensor, step: Tensor, limits: tuple[int, int], grad_scale: Optional[float] = None, offset: float = 0.0
 ) -> Tensor:
@@ -197,6 +234,5 @@ def fake_quantize_learned(
         offset: of the grid, 0 or 1/2 (midrise).
     """
     if grad_scale is None:
-        shared = max(x.numel() // max(step.numel(), 1), 1)
-        grad_scale = (shared * max(limits[1], 1)) ** -0.5
+        grad_scale = learned_range_scale(max(x.numel() // max(step.numel(), 1), 1), limits, levels=1)
     return _LearnedStep.apply(x, step, limits, grad_scale, offset)

@@ -1,7 +1,9 @@
 """Statistics of an activation that several calls and several ranks can add up.
 
 A statistic is a pair ``(total, count)``; pairs of the calls of an iteration and of the ranks add up, and the
-result is ``total / count``, as if all elements had been in one tensor.
+result is ``total / count``, as if all elements had been in one tensor. Of ``'minmax'`` pairs the larger one counts.
+``'search'`` is the exception: it gives the mean of the ranges that were found for the calls and ranks, weighted by
+their elements.
 """
 
 import torch
@@ -34,7 +36,7 @@ def collect(x: Tensor, spec: ActivationSpec, signed: bool) -> Tensor:
         total, count = sum_and_count(x)[0], float(x.numel())
     elif spec.range == 'minmax':
         low, high = x.aminmax()
-        total, count = torch.maximum(high, -low).float() * x.numel(), float(x.numel())
+        total, count = torch.maximum(high, -low).float(), 1.0
     elif spec.range == 'active_mean':
         total, count = sum_and_count(x)
     elif spec.range == 'lehmer':
@@ -44,6 +46,14 @@ def collect(x: Tensor, spec: ActivationSpec, signed: bool) -> Tensor:
     pair = torch.empty(2, dtype=torch.float64, device=x.device)
     pair[0], pair[1] = total, count
     return pair
+
+
+def add_statistic_(sum_: Tensor, statistic: Tensor, spec: ActivationSpec) -> None:
+    """Add a statistic of :func:`collect` to those before it, in place."""
+    if spec.range == 'minmax':
+        torch.maximum(sum_, statistic, out=sum_)
+    else:
+        sum_.add_(statistic)
 
 
 def threshold_of(statistic: Tensor, spec: ActivationSpec, signed: bool) -> Tensor:

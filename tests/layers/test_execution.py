@@ -82,9 +82,10 @@ def plain_losses():
     return losses_of(PLAIN)
 
 
-def test_losses_of_100_steps_with_learned_ranges():
+def test_losses_of_20_steps_with_learned_ranges():
     config = dict(weight=LEARNED, activation=LEARNED)
-    torch.testing.assert_close(losses_of({}, **config), losses_of(PLAIN, **config), rtol=0.02, atol=0.02)
+    # sums in another order move a range by its last bit, now and then a code, and from then on all ranges
+    torch.testing.assert_close(losses_of({}, 20, **config), losses_of(PLAIN, 20, **config), rtol=0.01, atol=0.01)
 
 
 @pytest.mark.parametrize('switches', [{}, *SWITCHES], ids=str)

@@ -4,18 +4,20 @@ import copy
 import io
 import pickle
 import warnings
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 import mmgdrq
 from mmgdrq.errors import QuantizationError
-from mmgdrq.layers import quantized_layers
-from mmgdrq.quant import weight_range
+from mmgdrq.layers import ActivationQuantizer, quantized_layers
+from mmgdrq.quant import ActivationSpec, weight_range
 from tests import reference
 
 BITS = [(2, 4), (4, 8), (3, 2), (8, 8)]
@@ -424,8 +426,32 @@ def test_gradient_scale_of_a_learned_weight_range_counts_the_group(group_size):
         scaled = weight[part] / step[number]
         inside = (scaled >= -2) & (scaled <= 1)
         slope = torch.where(inside, scaled.round() - scaled, scaled.clamp(-2, 1)).sum()
-        expected = float(slope) * (weight[part].numel() * 1) ** -0.5 / 2  # step = alpha / 2
-        assert float(alpha.grad[number]) == pytest.approx(expected, rel=1e-4)
+        gradient = float(slope) * (weight[part].numel() * 1) ** -0.5  # of the step, by LSQ
+        assert float(alpha.grad[number]) == pytest.approx(2 * gradient, rel=1e-4)  # alpha = 2 * step
+
+
+@pytest.mark.parametrize('bits', [2, 4, 8])
+def test_sgd_moves_a_learned_range_as_lsq_moves_its_step(bits):
+    levels = 2**bits - 1
+    quantizer = ActivationQuantizer(ActivationSpec(bits=bits, range='learned', signed=False)).train()
+    quantizer.set_range(torch.tensor(1.5), signed=False)
+    step = nn.Parameter(torch.tensor(1.5 / levels))
+    optimizers = [torch.optim.SGD(parameters, 1e-3, momentum=0.9) for parameters in (quantizer.parameters(), [step])]
+    moved = []
+    for number in range(5):
+        x = torch.randn(512, generator=torch.Generator().manual_seed(number)).abs()
+        factor = (x.numel() * levels) ** -0.5
+        scaled = step * factor + (step - step * factor).detach()
+        codes = (x / scaled).clamp(0, levels)
+        expected = (codes + (codes.round() - codes).detach()) * scaled
+        for result in (quantizer(x), expected):
+            (result - x).square().sum().backward()
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+        moved.append(quantizer.threshold.item())
+        assert moved[-1] == pytest.approx(levels * step.item(), rel=1e-4)
+    assert max(moved) - min(moved) > 1e-3
 
 
 def test_training_a_quantized_net_gives_no_warning():
@@ -557,3 +583,92 @@ def test_a_searched_range_is_searched_again_for_float_weights_that_are_loaded():
     layer(torch.randn(3, 16))
     quantizer = layer[0].weight_quantizer
     assert torch.equal(quantizer.alpha, weight_range(state['0.weight'], quantizer.spec))
+
+
+class CountSynchronizations(TorchDispatchMode):
+    """Counts what a GPU would have to wait for."""
+
+    count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.count += function in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.is_nonzero.default)
+        return function(*args, **(kwargs or {}))
+
+
+class PartlyUsed(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.unused, self.last = (nn.Linear(6, 6) for _ in range(4))
+
+    def forward(self, x):
+        return self.last(self.second(self.first(x).relu()).relu())
+
+
+@pytest.mark.parametrize('stage', ['float', 'reshape', 'quantize'])
+@pytest.mark.parametrize('rule', ['lehmer', 'learned', 'minmax'])
+def test_a_training_step_waits_for_no_device(stage, rule):
+    net = mmgdrq.quantize(PartlyUsed(), activation=dict(range=rule), stage=stage).train()
+    mmgdrq.set_execution(net, kernels=False, codes=False)  # on a CPU these read scalars, which costs nothing there
+    optimizer = torch.optim.SGD(net.parameters(), 0.01)
+    mmgdrq.ScaleClip(net).attach(optimizer)
+    counter = CountSynchronizations()
+    for number in range(4):
+        with counter if number > 1 else nullcontext():
+            net(exact(number, 5, 6)).square().sum().backward()
+            optimizer.step()
+    assert counter.count == 0
+
+
+@pytest.mark.parametrize('momentum', [0.0, 0.9])
+def test_frozen_learned_ranges_keep_their_value(momentum):
+    config = dict(weight=dict(range='learned'), activation=dict(range='learned'))
+    net = mmgdrq.quantize(PartlyUsed(), **config).train()
+    optimizer = torch.optim.SGD(net.parameters(), 0.01, momentum=momentum, weight_decay=0.1)
+
+    def ranges():
+        return {k: v.clone() for k, v in net.state_dict().items() if k.endswith(('alpha', 'threshold'))}
+
+    def train():
+        net(exact(0, 5, 6)).square().sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    train()
+    before = ranges()
+    train()
+    frozen = ranges()
+    assert any(not torch.equal(before[key], frozen[key]) for key in before)
+    net.gdrq_frozen = True
+    for _ in range(3):
+        train()
+        outputs = net.eval()(exact(0, 5, 6))
+        net.train()
+        assert all(torch.equal(value, frozen[key]) for key, value in ranges().items())
+    assert not torch.equal(outputs, torch.zeros_like(outputs))
+    net.gdrq_frozen = False
+    train()
+    assert any(not torch.equal(value, frozen[key]) for key, value in ranges().items())
+
+
+def test_calls_of_an_iteration_have_one_largest_value():
+    head = nn.Linear(4, 4)
+
+    class Levels(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.head = head
+
+        def forward(self, x):
+            return self.head(x) + self.head(10 * x)
+
+    net = mmgdrq.quantize(Levels(), activation=dict(range='minmax')).train()
+    x = torch.ones(3, 4)
+    for _ in range(2):
+        net(x)
+    assert float(net.head.activation_quantizer.threshold) == 10
+
+
+def test_large_half_precision_inputs_calibrate():
+    layer = mmgdrq.Linear(4, 4, activation=dict(range='minmax')).half().train()
+    layer.activation_quantizer(torch.tensor([4e4, -4e4], dtype=torch.float16))
+    assert float(layer.activation_quantizer.threshold) == 40000
