@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
+from mmengine.analysis import get_model_complexity_info
 from mmengine.registry import MODELS
 from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
@@ -321,6 +322,30 @@ def test_compiles_without_graph_breaks(kind, rule):
     for one, two in zip(*results):
         torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-4)
     assert float(results[1][1].abs().max()) > 0
+
+
+@pytest.mark.parametrize('grad', [False, True])
+@pytest.mark.parametrize('config', [{}, dict(weight=LEARNED, activation=LEARNED)], ids=str)
+def test_a_trace_computes_what_the_model_computes(config, grad):
+    model = mmgdrq.quantize(net(), **config).train()
+    model(torch.randn(4, 3, 8, 8))
+    x = torch.randn(2, 3, 8, 8)
+    model.eval()(x)
+    with torch.set_grad_enabled(grad):
+        traced = torch.jit.trace(model, torch.randn(2, 3, 8, 8), check_trace=not config)
+        torch.testing.assert_close(traced(x), model(x))
+        if grad:
+            grads = [torch.autograd.grad(run(x).square().sum(), list(model[3].parameters())) for run in (traced, model)]
+            for one, two in zip(*grads):
+                torch.testing.assert_close(one, two)
+
+
+def test_operations_are_counted_as_those_of_the_float_model():
+    x = torch.randn(2, 3, 8, 8)
+    expected = get_model_complexity_info(net().eval(), inputs=x)['flops']
+    model = mmgdrq.quantize(net()).train()
+    model(x)
+    assert get_model_complexity_info(model.eval(), inputs=x)['flops'] == expected
 
 
 def test_lean_relu_is_the_default_and_can_be_turned_off():
