@@ -266,6 +266,41 @@ def test_evaluation_follows_the_weight(change, rule):
     assert not torch.equal(again, first)
 
 
+@pytest.mark.parametrize('change', [change_by_step, change_by_data, change_by_swap, change_in_place, change_places])
+@pytest.mark.parametrize('rule', ['mean', 'search', 'learned'])
+@pytest.mark.parametrize('training', [False, True])
+def test_a_pass_with_gradients_follows_the_weight(change, rule, training):
+    model = mmgdrq.quantize(net(), dict(bits=4, range=rule), stage='quantize').train()
+    x = torch.randn(4, 3, 8, 8)
+    model(x)
+    model.train(training)
+    model.gdrq_frozen = True
+    first = model(x).detach()
+    assert torch.equal(model(x), first)
+    change(model[3].weight)
+    fresh = copy.deepcopy(model)
+    set_execution(fresh, cache=False)
+    again = model(x).detach()
+    assert torch.equal(again, fresh(x))
+    assert not torch.equal(again, first)
+
+
+@pytest.mark.parametrize('kernels', [False, True])
+def test_evaluation_with_gradients_follows_scale_clip(kernels):
+    model = mmgdrq.quantize(net(), dict(bits=2)).train()
+    set_execution(model, kernels=kernels)
+    x = torch.randn(4, 3, 8, 8)
+    model(x)
+    model.eval()
+    first = model(x).detach()
+    mmgdrq.ScaleClip(model)()
+    fresh = copy.deepcopy(model)
+    set_execution(fresh, cache=False, kernels=kernels)
+    again = model(x).detach()
+    assert torch.equal(again, fresh(x))
+    assert not torch.equal(again, first)
+
+
 def test_evaluation_follows_a_learned_range():
     layer = mmgdrq.Linear(8, 4, weight=dict(bits=4, range='learned')).train()
     x = torch.randn(2, 8)
