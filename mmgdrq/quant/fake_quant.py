@@ -164,7 +164,7 @@ class _LearnedStep(Function):
     @staticmethod
     def backward(ctx, grad):
         x, step = ctx.saved_tensors
-        if _by_kernel(x, step, grad) and grad.stride() == x.stride():
+        if not torch.is_grad_enabled() and _by_kernel(x, step, grad) and grad.stride() == x.stride():
             result, sums = torch.empty_like(x), torch.empty_like(step)
             native.learned_backward(x, grad, step, result, sums, ctx.limits, ctx.offset)
             return result, sums.mul_(ctx.grad_scale), None, None, None

@@ -12,7 +12,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.checkpoint import checkpoint
 
 import mmgdrq
-from mmgdrq.errors import ConfigError
+from mmgdrq.errors import ConfigError, QuantizationError
 from mmgdrq.layers import LeanReLU, quantizer, set_execution
 from mmgdrq.quant import backend
 from tests.toy import log_of, toy_runner
@@ -357,6 +357,48 @@ def test_compiles_without_graph_breaks(kind, rule):
     for one, two in zip(*results):
         torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-4)
     assert float(results[1][1].abs().max()) > 0
+
+
+def penalized(switches, factor=1.0, **config):
+    """Gradients of a loss with a penalty on the gradient of the input."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3), nn.ReLU(True), nn.Conv2d(4, 1, 1))
+    mmgdrq.quantize(model, **config, rules=[dict(pattern='0', activation=dict(bits=32))]).train()
+    set_execution(model, **switches)
+    x = torch.randn(4, 3, 8, 8)
+    model(x)
+    x.requires_grad_()
+    (slope,) = torch.autograd.grad(model(x).square().sum(), x, create_graph=True)
+    (model(x).sum() + factor * slope.square().sum()).backward()
+    return {name: p.grad for name, p in model.named_parameters()}
+
+
+@pytest.mark.parametrize('config', [{}, dict(weight=LEARNED, activation=LEARNED)], ids=str)
+@pytest.mark.parametrize('lean', [dict(), dict(lean_relu=False)], ids=str)
+def test_a_gradient_penalty_needs_codes_off_and_says_so(config, lean):
+    with pytest.raises(QuantizationError, match=r'execution=dict\(codes=False\)'):
+        penalized(lean, **config)
+    mine, plain = penalized(dict(lean, codes=False), **config), penalized(PLAIN, **config)
+    for name, grad in plain.items():
+        torch.testing.assert_close(mine[name], grad, rtol=1e-4, atol=1e-4 * float(grad.abs().max()))
+    without = penalized(PLAIN, 0.0, **config)
+    assert not torch.allclose(mine['0.weight'], without['0.weight'], rtol=0.1)
+
+
+@pytest.mark.parametrize('reentrant', [False, True])
+def test_checkpointing_and_loss_scaling_ask_for_no_second_gradient(reentrant):
+    model = mmgdrq.quantize(net()).train()
+    x = torch.randn(4, 3, 8, 8)
+    model(x)
+    grads = []
+    for again in (False, True):
+        model.zero_grad()
+        scaler = torch.amp.GradScaler('cpu', init_scale=16.0)
+        with torch.autocast('cpu', torch.bfloat16):
+            y = checkpoint(model[3:], model[:3](x), use_reentrant=reentrant) if again else model(x)
+        scaler.scale(y.float().square().sum()).backward()
+        grads.append(model[0].weight.grad.clone())
+    torch.testing.assert_close(*grads, rtol=0.1, atol=0.1 * float(grads[0].abs().max()))
 
 
 @pytest.mark.parametrize('grad', [False, True])

@@ -147,6 +147,18 @@ def test_relu_equals_torch(kernels, shape, inplace):
     assert torch.equal(one.grad, two.grad)
 
 
+@pytest.mark.parametrize('shape', [(7,), (2, 3, 5, 7)])
+def test_the_gradient_of_relu_has_one_itself(kernels, shape):
+    x = torch.randn(shape, requires_grad=True)
+    upstream, second = torch.randn(shape, requires_grad=True), torch.randn(shape)
+    results = []
+    for call in (relu, F.relu):
+        (slope,) = torch.autograd.grad(call(x), x, upstream, create_graph=True)
+        results.append((slope.detach(), *torch.autograd.grad(slope, upstream, second)))
+    for mine, theirs in zip(*results):
+        assert torch.equal(mine, theirs)
+
+
 @pytest.mark.parametrize('layout', ['contiguous', 'channels_last', 'gaps'])
 @pytest.mark.parametrize(('limits', 'offset'), [((0, 15), 0.0), ((-8, 7), 0.0), ((-2, 1), 0.5)])
 @pytest.mark.parametrize('steps', [(), (1, 1, 1, 1), (6, 1, 1, 1), (7,)], ids=str)
