@@ -207,6 +207,33 @@ INTERPRETED = """
 import torch
 from mmgdrq.quant import WeightSpec, backend, encode_activation, encode_weight, encode_weight_by_rule, triton_kernels
 triton_kernels.usable = lambda *tensors: True
+devices = []
+
+class OnDeviceOf:
+    def __init__(self, tensor):
+        self.tensor = tensor
+
+    def __enter__(self):
+        devices.append(self.tensor)
+
+    def __exit__(self, *_):
+        devices.pop()
+
+class Launched:
+    def __init__(self, kernel):
+        self.kernel = kernel
+
+    def __getitem__(self, grid):
+        def launch(x, *args, **constants):
+            assert devices[-1] is x
+            launches.add(self)
+            return self.kernel[grid](x, *args, **constants)
+        return launch
+
+launches = set()
+torch.cuda.device_of = OnDeviceOf
+for name in ('_encode', '_encode_rows', '_decode', '_mask'):
+    setattr(triton_kernels, name, Launched(getattr(triton_kernels, name)))
 
 def both(call):
     results = []
@@ -274,6 +301,7 @@ for group_size in (1, 2, -1):
             return e.codes.step, e.values.clone()
 
         check(*both(by_rule), 'step values')
+assert len(launches) == 4 and not devices
 print('equal')
 """
 
