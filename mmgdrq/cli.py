@@ -2,6 +2,7 @@
 
 import argparse
 import errno
+import inspect
 import logging
 import os
 import os.path as osp
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Any, Callable, Optional
 
 from mmengine.config import Config, DictAction
-from mmengine.registry import RUNNERS
+from mmengine.registry import DATASETS, RUNNERS
 from mmengine.runner import Runner
 from torch import distributed
 
@@ -167,7 +168,7 @@ def save_whole_checkpoints(cfg: Config) -> None:
 
 
 def check_data(cfg: Config, *splits: str) -> None:
-    """Check that the data sets of ``splits`` are where the config expects them.
+    """Check that the data sets of ``splits`` are where the config expects them, or are downloaded.
 
     Args:
         splits: names such as ``'train'`` and ``'test'``; the dataloader of each is looked at.
@@ -179,12 +180,26 @@ def check_data(cfg: Config, *splits: str) -> None:
         key = f'{split}_dataloader'
         for where, dataset in _datasets(cfg.get(key), f'{key}.dataset'):
             for path in _paths(dataset):
-                if '://' not in path and not osp.exists(path):
+                if '://' not in path and not osp.exists(path) and not _is_downloaded(dataset, cfg):
                     raise ConfigError(
                         f'{where}: its data is expected at {osp.abspath(path)}, which does not exist. Put or link '
                         f'it there, or point elsewhere with --cfg-options {where}.data_root=DIR/. Without any '
                         f'data of yours, {DATA_FREE_CONFIG} runs on digits that `python tools/make_digits.py` makes'
                     )
+
+
+def _is_downloaded(dataset: Any, cfg: Config) -> bool:
+    """Whether a data set fetches its data by itself, as CIFAR10 of mmpretrain does."""
+    if 'download' in dataset:
+        return bool(dataset['download'])
+    cls = dataset.get('type')
+    if isinstance(cls, str):
+        with DATASETS.switch_scope_and_registry(cfg.get('default_scope')) as registry:
+            cls = registry.get(cls)
+    if cls is None:  # building it says so
+        return False
+    download = inspect.signature(cls).parameters.get('download')
+    return download is not None and download.default is True
 
 
 def run_tool(main: Callable[[], None]) -> None:

@@ -129,3 +129,17 @@ def test_accumulated_gradients_project_once():
     optimizer.step()
     assert len(calls) == 1
     np.testing.assert_allclose(calls[0]['2.weight'], reference.scale_clip(before['2.weight'], 2.0, 2), rtol=1e-6)
+
+
+@pytest.mark.parametrize('kernels', [False, True])
+@pytest.mark.parametrize(
+    ('layer', 'sizes'), [(nn.Conv2d, (3, 4, 3)), (nn.ConvTranspose2d, (3, 4, 3)), (nn.MultiheadAttention, (8, 2))]
+)
+def test_torch_counts_the_projection_as_a_change(layer, sizes, kernels):
+    net = mmgdrq.quantize(nn.Sequential(layer(*sizes)))
+    mmgdrq.set_execution(net, kernels=kernels)
+    versions = {name: p._version for name, p in net.named_parameters() if 'weight' in name}
+    mmgdrq.ScaleClip(net)()
+    mmgdrq.set_execution(net)
+    assert versions
+    assert all(p._version > versions[name] for name, p in net.named_parameters() if name in versions)

@@ -11,6 +11,9 @@ import pytest
 import torch
 from mmengine.config import Config
 
+from mmgdrq import cli
+from mmgdrq.errors import ConfigError
+
 ROOT = Path(__file__).resolve().parent.parent
 W2A4 = ROOT / 'configs/gdrq/faster_rcnn_r18_fpn_digits_w2a4.py'
 FLOAT = ROOT / 'configs/gdrq/faster_rcnn_r18_fpn_digits.py'
@@ -163,8 +166,6 @@ def test_init_detector_detects_the_same_boxes(workplace):
     """The builder config gives mmdet's own API the very model that the hook trained."""
     from mmdet.apis import inference_detector, init_detector
 
-    from mmgdrq import cli
-
     cfg = Config.fromfile(workplace / 'w2a4.py')
     hook = cfg.custom_hooks[0]
     built = Config(cfg.to_dict())
@@ -263,6 +264,32 @@ def test_bad_input_gets_one_clear_error(workplace, case):
     assert 'Traceback' not in output
     for part in expected:
         assert part in last, last
+
+
+DOWNLOADED = {
+    'by default': ({}, True),
+    'asked for': (dict(download=True), True),
+    'in a scope': (dict(type='mmpretrain.CIFAR100'), True),
+    'in a wrapper': (
+        dict(_delete_=True, type='RepeatDataset', times=2, dataset=dict(type='MNIST', data_root='no')),
+        True,
+    ),
+    'refused': (dict(download=False), False),
+    'of a class that cannot': (dict(type='ImageNet'), False),
+    'of no class': (dict(type='NoSuchDataset'), False),
+}
+
+
+@pytest.mark.parametrize('case', DOWNLOADED)
+def test_data_that_the_data_set_downloads_need_not_be_there(case):
+    settings, accepted = DOWNLOADED[case]
+    cfg = Config.fromfile(ROOT / 'configs/gdrq/resnet18_cifar10_w2a4.py')
+    cfg.merge_from_dict(dict(train_dataloader=dict(dataset=dict(data_root='no/such/folder/', **settings))))
+    if accepted:
+        cli.check_data(cfg, 'train')
+    else:
+        with pytest.raises(ConfigError, match=r'train_dataloader\.dataset: its data is expected at'):
+            cli.check_data(cfg, 'train')
 
 
 SEGMENTOR = """

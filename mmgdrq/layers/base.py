@@ -44,7 +44,7 @@ class QuantizedLayer:
     @torch.no_grad()
     def scale_clip_(self) -> None:
         """Scale-Clip of the stored weight, in place."""
-        scale_clip_(self.stored_weight().data, self.weight_quantizer.spec)
+        scale_clip_(self.stored_weight(), self.weight_quantizer.spec)
 
     def register_parameter(self, name: str, param: Optional[nn.Parameter]) -> None:
         if name == 'weight' and 'weight_quantizer' in self._modules and 'weight' in self._parameters:
@@ -98,7 +98,10 @@ def operands(layer: nn.Module, x: Tensor) -> tuple[Operand, Operand]:
     plain = torch.compiler.is_compiling() or torch.jit.is_tracing() or not layer.one_byte or x.numel() == 0
     if plain or any(quantizer._forward_hooks for quantizer in quantizers):
         return layer.activation_quantizer(x), layer.weight_quantizer(layer.weight)
-    return _operand(quantizers[0], x, True), _operand(quantizers[1], layer.weight, torch.is_grad_enabled())
+    encode = torch.is_grad_enabled()
+    if encode and not quantizers[1].training and isinstance(quantizers[1], WeightQuantizer):
+        quantizers[1].cache.clear()  # only a training iteration clears it by itself
+    return _operand(quantizers[0], x, True), _operand(quantizers[1], layer.weight, encode)
 
 
 def _operand(quantizer: nn.Module, tensor: Tensor, encode: bool) -> Operand:

@@ -13,9 +13,9 @@ class WeightCache:
     """Keeps the quantized form of one weight.
 
     While a managed model trains, the codes live for one iteration, for the calls of a shared head and the
-    recomputation of activation checkpointing. In evaluation on a CPU the values live until the weight changes:
-    its memory, its version counter, or (for changes through ``weight.data``, which torch does not count) its
-    checksum.
+    recomputation of activation checkpointing, so that changes through ``weight.data``, which torch does not count,
+    take effect in the next one. In evaluation with gradients nothing is kept. Without gradients and on a CPU the
+    values live until the weight changes: its memory, its version counter, or (for ``weight.data``) its checksum.
 
     Attributes:
         enabled: whether anything is kept.

@@ -49,8 +49,8 @@ def _begin(model: nn.Module, args) -> None:
     step_thresholds(quantizers)
     for quantizer in quantizers:
         quantizer.observing = observing
-    if model.training:
-        for quantizer in weights:
+    for quantizer in weights:
+        if quantizer.training:  # the weight may have changed
             quantizer.cache.clear()
     if observing:
         _renew_searched(model)

@@ -19,8 +19,8 @@ def enable(flag: bool) -> None:
 
 
 def kernels_for(*tensors: Tensor) -> Optional[ModuleType]:
-    """The module ``native`` or ``triton_kernels``, or None."""
-    if not _enabled or torch.compiler.is_compiling():
+    """The module ``native`` or ``triton_kernels``, or None, as where torch records what a model computes."""
+    if not _enabled or torch.compiler.is_compiling() or torch.jit.is_tracing():
         return None
     if native.usable(*tensors):
         return native

@@ -74,13 +74,13 @@ def _cast(x: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 class _StraightThrough(Function):
-    """Fake quantization; the gradient passes inside ``clip`` (low, high), or everywhere if it is None."""
+    """Fake quantization; the gradient passes from ``low`` to ``high``, or everywhere if they are None."""
 
     @staticmethod
-    def forward(ctx, x, step, limits, clip, offset):
-        ctx.masked = clip is not None and ctx.needs_input_grad[0]
+    def forward(ctx, x, step, limits, low, high, offset):
+        wanted = ctx.needs_input_grad[0] or torch.jit.is_tracing()  # torch.jit.trace checks its graph without gradients
+        ctx.masked = low is not None and wanted
         if ctx.masked:
-            low, high = clip
             ctx.save_for_backward((x >= low).logical_and_(x <= high))
         return round_to_grid(x, step, limits, offset)
 
@@ -89,7 +89,7 @@ class _StraightThrough(Function):
         if ctx.masked:
             (inside,) = ctx.saved_tensors
             grad = grad * inside
-        return grad, None, None, None, None
+        return grad, None, None, None, None, None
 
 
 def fake_quantize_weight(weight: Tensor, step: Tensor, limits: tuple[int, int], offset: float = 0.0) -> Tensor:
@@ -103,7 +103,7 @@ def fake_quantize_weight(weight: Tensor, step: Tensor, limits: tuple[int, int], 
         limits: lowest and highest code.
         offset: of the grid, 0 or 1/2 (midrise).
     """
-    return _StraightThrough.apply(weight, step, limits, None, offset)
+    return _StraightThrough.apply(weight, step, limits, None, None, offset)
 
 
 def fake_quantize_activation(x: Tensor, threshold: Tensor, levels: int, limits: tuple[int, int]) -> Tensor:
@@ -115,7 +115,7 @@ def fake_quantize_activation(x: Tensor, threshold: Tensor, levels: int, limits: 
         levels: steps between 0 and T.
         limits: lowest and highest code; a lowest code of 0 clips to [0, T], else to [-T, T].
     """
-    return _StraightThrough.apply(x, step_of(threshold, levels), limits, _bounds(threshold, limits), 0.0)
+    return _StraightThrough.apply(x, step_of(threshold, levels), limits, *_bounds(threshold, limits), 0.0)
 
 
 def clip_activation(x: Tensor, threshold: Tensor, signed: bool) -> Tensor:
@@ -183,7 +183,7 @@ class _LearnedStep(Function):
     @staticmethod
     def backward(ctx, grad):
         x, step = ctx.saved_tensors
-        if _by_kernel(x, step, grad) and grad.stride() == x.stride():
+        if not torch.is_grad_enabled() and _by_kernel(x, step, grad) and grad.stride() == x.stride():
             result, sums = torch.empty_like(x), torch.empty_like(step)
             native.learned_backward(x, grad, step, result, sums, ctx.limits, ctx.offset)
             return result, sums.mul_(ctx.grad_scale), None, None, None

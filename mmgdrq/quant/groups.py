@@ -88,7 +88,8 @@ def group_mean_abs(weight: Tensor, group_size: int) -> Tensor:
         sums = flat.new_empty(filters)
         native.sum_rows(flat, sums)
     else:
-        sums = torch.linalg.vector_norm(flat, 1, dim=1, dtype=torch.float32)
+        dtype = torch.promote_types(flat.dtype, torch.float32)
+        sums = torch.linalg.vector_norm(flat, 1, dim=1, dtype=dtype).float()
     totals = per_group(sums, group_size).sum(1)
     return totals / (group_sizes(filters, group_size, weight.device) * flat.shape[1])
 

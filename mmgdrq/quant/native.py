@@ -175,5 +175,12 @@ def _rows(weight: Tensor) -> tuple[int, int]:
 
 def _call(name: str, *args) -> None:
     """Tensors pass as pointers, None as NULL; the number of threads is added."""
-    passed = [arg.data_ptr() if isinstance(arg, Tensor) else arg for arg in args]
-    getattr(_library, f'mmgdrq_{name}')(*passed, torch.get_num_threads())
+    function = getattr(_library, f'mmgdrq_{name}')
+    passed = [_pointer(arg, kind) if isinstance(arg, Tensor) else arg for arg, kind in zip(args, function.argtypes)]
+    function(*passed, torch.get_num_threads())
+
+
+def _pointer(tensor: Tensor, kind: type) -> int:
+    if kind is not _POINTER:  # as the size of a tensor while torch.jit traces
+        raise TypeError(f'a kernel expects a number, not a tensor of shape {tuple(tensor.shape)}')
+    return tensor.data_ptr()

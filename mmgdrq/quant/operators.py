@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import Function
-from torch.autograd.function import once_differentiable
 
+from ..errors import QuantizationError
 from .codes import Encoded, Kept
 
 Operand = Union[Tensor, Encoded]
@@ -64,6 +64,12 @@ class _Quantized(Function):
 
     @classmethod
     def pull_back(cls, ctx, grad: Tensor):
+        if torch.is_grad_enabled():
+            raise QuantizationError(
+                'a quantized layer: gradients of its gradients were asked for (create_graph=True, as for a gradient '
+                'penalty). The one-byte codes that it keeps do not give them: set execution=dict(codes=False), or call '
+                'mmgdrq.set_execution(model, codes=False)'
+            )
         saved = list(ctx.saved_tensors)
         operands = [_restored(codes, saved) for codes in ctx.codes]
         values = [
@@ -84,7 +90,6 @@ class _Conv2d(_Quantized):
         return _Conv2d.run(ctx, *args)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, grad):
         return _Conv2d.pull_back(ctx, grad)
 
@@ -108,7 +113,6 @@ class _Linear(_Quantized):
         return y if y._base is None else y.new_empty(0).set_(y)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, grad):
         return _Linear.pull_back(ctx, grad)
 

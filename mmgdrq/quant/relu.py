@@ -3,7 +3,6 @@
 import torch
 from torch import Tensor
 from torch.autograd import Function
-from torch.autograd.function import once_differentiable
 
 from . import native
 from .backend import on_cpu
@@ -39,13 +38,31 @@ class _Relu(Function):
         return result
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, grad):
         (positive,) = ctx.saved_tensors
         if not ctx.packed:
             return torch.where(positive, grad, 0), None
-        result = torch.empty_like(ctx.like, device='cpu')
-        if grad.stride() != result.stride():
-            grad = torch.empty_like(result).copy_(grad)
-        native.relu_backward(grad, positive, result)
-        return result, None
+        masked = _Masked.apply if torch.is_grad_enabled() else _masked
+        return masked(grad, positive, ctx.like), None
+
+
+class _Masked(Function):
+    """The gradient of ReLU by packed signs, which has a gradient itself."""
+
+    @staticmethod
+    def forward(ctx, grad, positive, like):
+        ctx.like = like
+        ctx.save_for_backward(positive)
+        return _masked(grad, positive, like)
+
+    @staticmethod
+    def backward(ctx, grad):
+        return _Masked.apply(grad, *ctx.saved_tensors, ctx.like), None, None
+
+
+def _masked(grad: Tensor, positive: Tensor, like: Tensor) -> Tensor:
+    result = torch.empty_like(like, device='cpu')
+    if grad.stride() != result.stride():
+        grad = torch.empty_like(result).copy_(grad)
+    native.relu_backward(grad, positive, result)
+    return result

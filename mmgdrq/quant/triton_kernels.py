@@ -130,7 +130,7 @@ def encode(
     pointers = [values if t is None else t for t in (stored, inside, sums, step)]
     grid = (float(levels), floor, float(limits[0]), float(limits[1]))
     unit = unit_of(threshold) if powers else threshold
-    _encode[(programs,)](x, values, *pointers, threshold, unit, x.numel(), *grid, **flags, BLOCK=BLOCK)
+    _launch(_encode, programs, x, values, *pointers, threshold, unit, x.numel(), *grid, **flags, BLOCK=BLOCK)
     if statistic is not None:
         statistic.copy_(sums.sum(0, dtype=torch.float64))
         if powers:
@@ -155,15 +155,22 @@ def _by_rows(weight, steps, values, grid, k, levels, floor, mean) -> None:
     block = min(triton.next_power_of_2(columns), 1024)
     numbers = (*map(float, grid), float(k), float(levels), floor)
     shape = dict(BLOCKS=triton.cdiv(columns, block), BLOCK=block)
-    _encode_rows[(steps.numel(),)](weight, steps, values, columns, *numbers, MEAN=mean, **shape)
+    _launch(_encode_rows, steps.numel(), weight, steps, values, columns, *numbers, MEAN=mean, **shape)
 
 
 def decode(stored: Tensor, steps: Tensor, values: Tensor, lowest: int, bits: int) -> None:
     """As :func:`mmgdrq.quant.native.decode`."""
     n = stored.numel()
-    _decode[(triton.cdiv(n, BLOCK),)](stored, steps, values, n, n // steps.numel(), lowest, bits, BLOCK=BLOCK)
+    columns = n // steps.numel()
+    _launch(_decode, triton.cdiv(n, BLOCK), stored, steps, values, n, columns, lowest, bits, BLOCK=BLOCK)
 
 
 def mask(grad: Tensor, stored: Tensor, shift: int) -> None:
     """As :func:`mmgdrq.quant.native.mask`."""
-    _mask[(triton.cdiv(grad.numel(), BLOCK),)](grad, stored, grad.numel(), shift, BLOCK=BLOCK)
+    _launch(_mask, triton.cdiv(grad.numel(), BLOCK), grad, stored, grad.numel(), shift, BLOCK=BLOCK)
+
+
+def _launch(kernel, programs: int, x: Tensor, *args, **constants) -> None:
+    """Run a kernel on the device of its first argument; Triton's own choice is the current device."""
+    with torch.cuda.device_of(x):
+        kernel[(programs,)](x, *args, **constants)

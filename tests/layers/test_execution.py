@@ -5,13 +5,14 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
+from mmengine.analysis import get_model_complexity_info
 from mmengine.registry import MODELS
 from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.checkpoint import checkpoint
 
 import mmgdrq
-from mmgdrq.errors import ConfigError
+from mmgdrq.errors import ConfigError, QuantizationError
 from mmgdrq.layers import LeanReLU, quantizer, set_execution
 from mmgdrq.quant import backend
 from tests.toy import log_of, toy_runner
@@ -266,6 +267,41 @@ def test_evaluation_follows_the_weight(change, rule):
     assert not torch.equal(again, first)
 
 
+@pytest.mark.parametrize('change', [change_by_step, change_by_data, change_by_swap, change_in_place, change_places])
+@pytest.mark.parametrize('rule', ['mean', 'search', 'learned'])
+@pytest.mark.parametrize('training', [False, True])
+def test_a_pass_with_gradients_follows_the_weight(change, rule, training):
+    model = mmgdrq.quantize(net(), dict(bits=4, range=rule), stage='quantize').train()
+    x = torch.randn(4, 3, 8, 8)
+    model(x)
+    model.train(training)
+    model.gdrq_frozen = True
+    first = model(x).detach()
+    assert torch.equal(model(x), first)
+    change(model[3].weight)
+    fresh = copy.deepcopy(model)
+    set_execution(fresh, cache=False)
+    again = model(x).detach()
+    assert torch.equal(again, fresh(x))
+    assert not torch.equal(again, first)
+
+
+@pytest.mark.parametrize('kernels', [False, True])
+def test_evaluation_with_gradients_follows_scale_clip(kernels):
+    model = mmgdrq.quantize(net(), dict(bits=2)).train()
+    set_execution(model, kernels=kernels)
+    x = torch.randn(4, 3, 8, 8)
+    model(x)
+    model.eval()
+    first = model(x).detach()
+    mmgdrq.ScaleClip(model)()
+    fresh = copy.deepcopy(model)
+    set_execution(fresh, cache=False, kernels=kernels)
+    again = model(x).detach()
+    assert torch.equal(again, fresh(x))
+    assert not torch.equal(again, first)
+
+
 def test_evaluation_follows_a_learned_range():
     layer = mmgdrq.Linear(8, 4, weight=dict(bits=4, range='learned')).train()
     x = torch.randn(2, 8)
@@ -322,6 +358,72 @@ def test_compiles_without_graph_breaks(kind, rule):
     for one, two in zip(*results):
         torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-4)
     assert float(results[1][1].abs().max()) > 0
+
+
+def penalized(switches, factor=1.0, **config):
+    """Gradients of a loss with a penalty on the gradient of the input."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3), nn.ReLU(True), nn.Conv2d(4, 1, 1))
+    mmgdrq.quantize(model, **config, rules=[dict(pattern='0', activation=dict(bits=32))]).train()
+    set_execution(model, **switches)
+    x = torch.randn(4, 3, 8, 8)
+    model(x)
+    x.requires_grad_()
+    (slope,) = torch.autograd.grad(model(x).square().sum(), x, create_graph=True)
+    (model(x).sum() + factor * slope.square().sum()).backward()
+    return {name: p.grad for name, p in model.named_parameters()}
+
+
+@pytest.mark.parametrize('config', [{}, dict(weight=LEARNED, activation=LEARNED)], ids=str)
+@pytest.mark.parametrize('lean', [dict(), dict(lean_relu=False)], ids=str)
+def test_a_gradient_penalty_needs_codes_off_and_says_so(config, lean):
+    with pytest.raises(QuantizationError, match=r'execution=dict\(codes=False\)'):
+        penalized(lean, **config)
+    mine, plain = penalized(dict(lean, codes=False), **config), penalized(PLAIN, **config)
+    for name, grad in plain.items():
+        torch.testing.assert_close(mine[name], grad, rtol=1e-4, atol=1e-4 * float(grad.abs().max()))
+    without = penalized(PLAIN, 0.0, **config)
+    assert not torch.allclose(mine['0.weight'], without['0.weight'], rtol=0.1)
+
+
+@pytest.mark.parametrize('reentrant', [False, True])
+def test_checkpointing_and_loss_scaling_ask_for_no_second_gradient(reentrant):
+    model = mmgdrq.quantize(net()).train()
+    x = torch.randn(4, 3, 8, 8)
+    model(x)
+    grads = []
+    for again in (False, True):
+        model.zero_grad()
+        scaler = torch.amp.GradScaler('cpu', init_scale=16.0)
+        with torch.autocast('cpu', torch.bfloat16):
+            y = checkpoint(model[3:], model[:3](x), use_reentrant=reentrant) if again else model(x)
+        scaler.scale(y.float().square().sum()).backward()
+        grads.append(model[0].weight.grad.clone())
+    torch.testing.assert_close(*grads, rtol=0.1, atol=0.1 * float(grads[0].abs().max()))
+
+
+@pytest.mark.parametrize('grad', [False, True])
+@pytest.mark.parametrize('config', [{}, dict(weight=LEARNED, activation=LEARNED)], ids=str)
+def test_a_trace_computes_what_the_model_computes(config, grad):
+    model = mmgdrq.quantize(net(), **config).train()
+    model(torch.randn(4, 3, 8, 8))
+    x = torch.randn(2, 3, 8, 8)
+    model.eval()(x)
+    with torch.set_grad_enabled(grad):
+        traced = torch.jit.trace(model, torch.randn(2, 3, 8, 8), check_trace=not config)
+        torch.testing.assert_close(traced(x), model(x))
+        if grad:
+            grads = [torch.autograd.grad(run(x).square().sum(), list(model[3].parameters())) for run in (traced, model)]
+            for one, two in zip(*grads):
+                torch.testing.assert_close(one, two)
+
+
+def test_operations_are_counted_as_those_of_the_float_model():
+    x = torch.randn(2, 3, 8, 8)
+    expected = get_model_complexity_info(net().eval(), inputs=x)['flops']
+    model = mmgdrq.quantize(net()).train()
+    model(x)
+    assert get_model_complexity_info(model.eval(), inputs=x)['flops'] == expected
 
 
 def test_lean_relu_is_the_default_and_can_be_turned_off():

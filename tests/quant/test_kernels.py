@@ -147,6 +147,18 @@ def test_relu_equals_torch(kernels, shape, inplace):
     assert torch.equal(one.grad, two.grad)
 
 
+@pytest.mark.parametrize('shape', [(7,), (2, 3, 5, 7)])
+def test_the_gradient_of_relu_has_one_itself(kernels, shape):
+    x = torch.randn(shape, requires_grad=True)
+    upstream, second = torch.randn(shape, requires_grad=True), torch.randn(shape)
+    results = []
+    for call in (relu, F.relu):
+        (slope,) = torch.autograd.grad(call(x), x, upstream, create_graph=True)
+        results.append((slope.detach(), *torch.autograd.grad(slope, upstream, second)))
+    for mine, theirs in zip(*results):
+        assert torch.equal(mine, theirs)
+
+
 @pytest.mark.parametrize('layout', ['contiguous', 'channels_last', 'gaps'])
 @pytest.mark.parametrize(('limits', 'offset'), [((0, 15), 0.0), ((-8, 7), 0.0), ((-2, 1), 0.5)])
 @pytest.mark.parametrize('steps', [(), (1, 1, 1, 1), (6, 1, 1, 1), (7,)], ids=str)
@@ -195,6 +207,33 @@ INTERPRETED = """
 import torch
 from mmgdrq.quant import WeightSpec, backend, encode_activation, encode_weight, encode_weight_by_rule, triton_kernels
 triton_kernels.usable = lambda *tensors: True
+devices = []
+
+class OnDeviceOf:
+    def __init__(self, tensor):
+        self.tensor = tensor
+
+    def __enter__(self):
+        devices.append(self.tensor)
+
+    def __exit__(self, *_):
+        devices.pop()
+
+class Launched:
+    def __init__(self, kernel):
+        self.kernel = kernel
+
+    def __getitem__(self, grid):
+        def launch(x, *args, **constants):
+            assert devices[-1] is x
+            launches.add(self)
+            return self.kernel[grid](x, *args, **constants)
+        return launch
+
+launches = set()
+torch.cuda.device_of = OnDeviceOf
+for name in ('_encode', '_encode_rows', '_decode', '_mask'):
+    setattr(triton_kernels, name, Launched(getattr(triton_kernels, name)))
 
 def both(call):
     results = []
@@ -262,6 +301,7 @@ for group_size in (1, 2, -1):
             return e.codes.step, e.values.clone()
 
         check(*both(by_rule), 'step values')
+assert len(launches) == 4 and not devices
 print('equal')
 """
 

@@ -4,6 +4,7 @@ import shutil
 import subprocess
 
 import pytest
+import torch
 
 from mmgdrq.quant import native
 
@@ -25,3 +26,10 @@ def test_a_library_of_another_version_is_reported(tmp_path):
     subprocess.run(['gcc', '-shared', '-fPIC', '-o', '_kernels.so', 'old.c'], cwd=tmp_path, check=True)
     with pytest.warns(UserWarning, match=r'undefined symbol: mmgdrq_statistic.*Install mmgdrq again'):
         assert native._load(tmp_path) is None
+
+
+@pytest.mark.skipif(not native.built(), reason='kernels are not built')
+def test_a_tensor_in_place_of_a_number_is_an_error():
+    grad, stored = torch.ones(4), torch.ones(4, dtype=torch.uint8)
+    with pytest.raises(TypeError, match='expects a number'):
+        native._call('mask', grad, stored, torch.tensor(4), 0)
