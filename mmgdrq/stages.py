@@ -33,7 +33,7 @@ def init_stage(model: nn.Module, stage: str = 'quantize', follow: bool = False) 
     model.register_buffer(BUFFER, torch.tensor(STAGES.index(stage)))
     model.gdrq_follow = follow
     model.register_load_state_dict_post_hook(_after_load)
-    set_stage(model, stage)
+    switch_stage(model, stage)
 
 
 def set_stage(model: nn.Module, stage: str) -> None:
@@ -46,6 +46,11 @@ def set_stage(model: nn.Module, stage: str) -> None:
         raise ConfigError(f'stage {stage!r} is unknown. Expected one of {", ".join(STAGES)}')
     if not hasattr(model, BUFFER):
         raise ConfigError('set_stage: the model is not quantized. Call mmgdrq.quantize(model, ...) first')
+    switch_stage(model, stage)
+
+
+def switch_stage(model: nn.Module, stage: str) -> None:
+    """Do it, for a stage and a model that are known to be right."""
     getattr(model, BUFFER).fill_(STAGES.index(stage))
     model.gdrq_stage_name = stage
     weight_mode, activation_mode = _MODES[stage]
@@ -63,4 +68,4 @@ def get_stage(model: nn.Module) -> str:
 
 def _after_load(model: nn.Module, incompatible_keys) -> None:
     saved = STAGES[int(getattr(model, BUFFER))]
-    set_stage(model, saved if model.gdrq_follow else get_stage(model))
+    switch_stage(model, saved if model.gdrq_follow else get_stage(model))

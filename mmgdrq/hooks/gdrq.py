@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, Optional
 
-from mmengine.hooks import Hook
 from mmengine.optim import OptimWrapperDict
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -17,6 +16,7 @@ from ..registry import HOOKS
 from ..scale_clip import ScaleClip
 from ..schedule import Schedule
 from ..stages import get_stage, set_stage
+from .averages import AveragesHook
 from .checkpoint import drop_code
 from .range_check import RangeCheckHook
 from .unwrap import refuse_sharding, unwrap
@@ -26,7 +26,7 @@ UNCLIPPED_STAGES = ('float',)
 
 
 @HOOKS.register_module()
-class GDRQHook(Hook):
+class GDRQHook(AveragesHook):
     """Quantize the runner's model before it loads a checkpoint, and switch its stages while it trains.
 
     With a model built by ``mmgdrq.Quantized`` the hook only leads through the stages; it then takes neither
@@ -109,6 +109,7 @@ class GDRQHook(Hook):
             self.projection = ScaleClip(self.model)
             for optimizer in optimizers_of(runner):
                 self.projection.attach(optimizer)
+        super().before_train(runner)
         self._enter(runner)
 
     def before_train_iter(self, runner, batch_idx: int, data_batch=None) -> None:
@@ -118,6 +119,7 @@ class GDRQHook(Hook):
 
     def after_train_iter(self, runner, batch_idx: int, data_batch=None, outputs: Optional[dict] = None) -> None:
         """Warn of inputs that do not fit their range."""
+        super().after_train_iter(runner, batch_idx)
         self.range_check.after_train_iter(runner, batch_idx)
 
     def _manage_built(self, model: nn.Module) -> None:
