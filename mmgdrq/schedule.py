@@ -66,6 +66,12 @@ class Schedule:
         """The stage at the beginning."""
         return self.stage_at(0)
 
+    @property
+    def moves(self) -> bool:
+        """Whether anything changes after the beginning, so that something has to lead the model."""
+        begins = (self.reshape, self.quantize, self.quantize_activation, self.freeze)
+        return any(value for value in begins)
+
     def stage_at(self, now: int) -> str:
         """The stage after ``now`` epochs (or iterations)."""
         if self.quantize is not None and now >= self.quantize:

@@ -46,7 +46,14 @@ def set_stage(model: nn.Module, stage: str) -> None:
         raise ConfigError(f'stage {stage!r} is unknown. Expected one of {", ".join(STAGES)}')
     if not hasattr(model, BUFFER):
         raise ConfigError('set_stage: the model is not quantized. Call mmgdrq.quantize(model, ...) first')
+    model.gdrq_led = True
     switch_stage(model, stage)
+
+
+def need_leader(model: nn.Module) -> None:
+    """Refuse to train ``model`` until something leads it through its stages: GDRQHook, or :func:`set_stage`."""
+    model.gdrq_led = False
+    model.register_forward_pre_hook(_refuse_unled)
 
 
 def switch_stage(model: nn.Module, stage: str) -> None:
@@ -64,6 +71,15 @@ def switch_stage(model: nn.Module, stage: str) -> None:
 def get_stage(model: nn.Module) -> str:
     """The present stage of a converted model."""
     return model.gdrq_stage_name
+
+
+def _refuse_unled(model: nn.Module, args) -> None:
+    if model.training and not model.gdrq_led:
+        raise ConfigError(
+            f"model.quant.stages: nothing leads the model through them, so it would stay in '{get_stage(model)}'. "
+            "Add dict(type='mmgdrq.GDRQHook') to custom_hooks; in a training loop of your own call "
+            'mmgdrq.set_stage(model, ...) when a stage begins'
+        )
 
 
 def _after_load(model: nn.Module, incompatible_keys) -> None:

@@ -128,6 +128,7 @@ class GDRQHook(AveragesHook):
             raise ConfigError(
                 f'GDRQHook.{given[0]}: the model is built by mmgdrq.Quantized already; put it into model.quant'
             )
+        model.gdrq_led = True
         if self.stages is None:
             self.schedule = getattr(model, 'gdrq_schedule', self.schedule)
         else:

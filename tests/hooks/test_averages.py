@@ -168,5 +168,5 @@ def test_the_copy_itself_can_be_evaluated(tmp_path):
 
 def test_a_copy_that_was_made_too_early_is_refused(tmp_path):
     runner = Runner.from_cfg(config_of(tmp_path, dict(update_buffers=True, priority='HIGHEST')))
-    with pytest.raises(ConfigError, match='EMAHook: .* priority below that of GDRQHook'):
+    with pytest.raises(ConfigError, match=r'EMAHook: .* priority below that of GDRQHook'):
         runner.train()
