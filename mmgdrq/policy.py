@@ -1,7 +1,7 @@
 """Which layer is quantized to what, and why the rest is not. Reads a model and never changes it."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Any, Optional
 
@@ -177,10 +177,18 @@ def _default_decisions(layers: list[Layer], weight: WeightSpec, activation: Acti
 
 def _at_edge(weight: WeightSpec, activation: ActivationSpec, reason: str) -> Decision:
     if weight.enabled and weight.bits < EDGE_BITS:
-        weight = override_spec(weight, {'bits': EDGE_BITS}, 'weight')
+        weight = _changed(weight, {'bits': EDGE_BITS}, 'weight')
     if activation.enabled and activation.bits < EDGE_BITS:
-        activation = override_spec(activation, {'bits': EDGE_BITS}, 'activation')
+        activation = _changed(activation, {'bits': EDGE_BITS}, 'activation')
     return weight, activation, reason
+
+
+def _changed(spec, config, where: str):
+    """Override a spec. A multiplier is one of its bit-width: other bits without one have their default."""
+    changed = override_spec(spec, config, where)
+    if changed.bits != spec.bits and isinstance(config, Mapping) and 'k' not in config:
+        return replace(changed, k=None)
+    return changed
 
 
 def _check_rules(rules: Any) -> list[Mapping[str, Any]]:
@@ -234,8 +242,8 @@ def _overridden(decision: Decision, rule, where: str, layer: Layer) -> Decision:
     if layer.float_input:
         reason = f'{reason}; {layer.float_input}'
     else:
-        activation = override_spec(activation, rule.get('activation'), f'{where}.activation')
-    return override_spec(weight, rule.get('weight'), f'{where}.weight'), activation, reason
+        activation = _changed(activation, rule.get('activation'), f'{where}.activation')
+    return _changed(weight, rule.get('weight'), f'{where}.weight'), activation, reason
 
 
 def _matches(rule, layer: Layer) -> bool:

@@ -218,6 +218,33 @@ def test_later_rules_win():
     assert reversed_rules['backbone.layer1.0'].weight.bits == 3
 
 
+def test_a_multiplier_belongs_to_its_bits():
+    def ks(**quant):
+        return {name: (row.weight.multiplier, row.activation.multiplier(False)) for name, row in rows(**quant).items()}
+
+    asked = dict(model=classifier(), weight=dict(bits=2, k=1.5), activation=dict(bits=4, k=1.9))
+    edges, inner = (8.0, 2.7), (1.5, 1.9)
+    assert ks(**asked) == {
+        'backbone.conv1': edges,
+        'backbone.layer1.0': inner,
+        'backbone.layer1.1': inner,
+        'head.fc': edges,
+    }
+    defaults = dict(model=classifier(), weight=dict(bits=2, k=2.0), activation=dict(bits=4, k=1.8))
+    assert ks(**defaults) == ks(model=classifier(), weight=dict(bits=2), activation=dict(bits=4))
+    changes = [
+        dict(pattern='backbone.layer1.0', weight=dict(bits=3), activation=dict(bits=4)),
+        dict(pattern='backbone.layer1.1', weight=dict(bits=3, k=1.1), activation=dict(momentum=0.2)),
+        dict(pattern='head', weight=dict(k=7.0)),
+    ]
+    found = ks(**asked, rules=changes)
+    assert found['backbone.layer1.0'] == (2.5, 1.9), 'the rule changes the bits of the weight alone'
+    assert found['backbone.layer1.1'] == (1.1, 1.9)
+    assert found['head.fc'] == (7.0, 2.7)
+    at_eight_already = ks(model=classifier(), weight=dict(bits=8, k=6.0), activation=dict(bits=8, k=2.0))
+    assert set(at_eight_already.values()) == {(6.0, 2.0)}
+
+
 def test_patterns_match_subtrees_and_globs_but_no_prefixes():
     def matched(pattern):
         found = rows(retina(), rules=[dict(pattern=pattern, skip=True)])
