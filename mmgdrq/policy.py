@@ -239,7 +239,7 @@ def _apply_rule(
         name = usable[0].names[0]
         usable = [layer for layer in usable if layer.names[0] not in skipped]
         if not usable:
-            raise ConfigError(f"{where}: '{name}' was skipped by an earlier rule. Give bits to quantize it all the same")
+            raise ConfigError(f"{where}: '{name}' was skipped by an earlier rule. Give bits to quantize it again")
     for layer in usable:
         name = layer.names[0]
         decisions[name] = _overridden(decisions[name], rule, where, layer)

@@ -40,14 +40,23 @@ def set_stage(model: nn.Module, stage: str) -> None:
     """Switch all quantizers of ``model`` to a stage.
 
     Raises:
-        ConfigError: the stage is unknown.
+        ConfigError: the stage is unknown, or the model is not quantized.
     """
-    if stage not in STAGES:
-        raise ConfigError(f'stage {stage!r} is unknown. Expected one of {", ".join(STAGES)}')
-    if not hasattr(model, BUFFER):
-        raise ConfigError('set_stage: the model is not quantized. Call mmgdrq.quantize(model, ...) first')
+    check_stage(stage)
+    _check_quantized(model, 'set_stage')
     model.gdrq_led = True
     switch_stage(model, stage)
+
+
+def check_stage(stage: str) -> None:
+    """Raise where ``stage`` is none of ``STAGES``."""
+    if stage not in STAGES:
+        raise ConfigError(f'stage {stage!r} is unknown. Expected one of {", ".join(STAGES)}')
+
+
+def _check_quantized(model: nn.Module, what: str) -> None:
+    if not hasattr(model, BUFFER):
+        raise ConfigError(f'{what}: the model is not quantized. Call mmgdrq.quantize(model, ...) first')
 
 
 def need_leader(model: nn.Module) -> None:
@@ -69,7 +78,12 @@ def switch_stage(model: nn.Module, stage: str) -> None:
 
 
 def get_stage(model: nn.Module) -> str:
-    """The present stage of a converted model."""
+    """The present stage of a converted model.
+
+    Raises:
+        ConfigError: the model is not quantized.
+    """
+    _check_quantized(model, 'get_stage')
     return model.gdrq_stage_name
 
 
