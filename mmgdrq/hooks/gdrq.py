@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Optional
 
 from mmengine.optim import OptimWrapperDict
+from mmengine.runner import IterBasedTrainLoop
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -99,7 +100,7 @@ class GDRQHook(AveragesHook):
 
     def before_train(self, runner) -> None:
         """Enter the stage of the present epoch or iteration and attach Scale-Clip to the optimizers."""
-        by_iter = type(runner.train_loop).__name__ == 'IterBasedTrainLoop'
+        by_iter = isinstance(runner.train_loop, IterBasedTrainLoop)
         if by_iter and self.schedule.by_epoch and self.schedule != Schedule():
             raise ConfigError(
                 'stages: this config trains by iterations; set by_epoch=False and give the begin of the stages '

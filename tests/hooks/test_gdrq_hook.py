@@ -4,7 +4,8 @@ import copy
 
 import pytest
 import torch
-from mmengine.runner import Runner
+from mmengine.registry import LOOPS
+from mmengine.runner import IterBasedTrainLoop, Runner
 
 import mmgdrq
 from mmgdrq.convert import is_quantized_model
@@ -332,8 +333,15 @@ def test_built_model_with_the_stages_of_the_hook(tmp_path):
     assert runner.recorder.seen == ['reshape'] * ITERS + ['quantize'] * ITERS
 
 
-def test_stages_by_epoch_in_an_iteration_loop(tmp_path):
-    runner = toy_runner(tmp_path, hook=dict(stages=dict(quantize=1)), train_cfg=by_iterations(2))
+@LOOPS.register_module(force=True)
+class OwnIterLoop(IterBasedTrainLoop):
+    """A loop by iterations with another name."""
+
+
+@pytest.mark.parametrize('loop', ['IterBasedTrainLoop', 'OwnIterLoop'])
+def test_stages_by_epoch_in_an_iteration_loop(tmp_path, loop):
+    train = dict(by_iterations(2), type=loop)
+    runner = toy_runner(tmp_path, hook=dict(stages=dict(quantize=1)), train_cfg=train)
     error = error_of(runner)
     assert isinstance(error, ConfigError)
     assert 'by_epoch=False' in str(error)
