@@ -39,12 +39,13 @@ def manage(model: nn.Module) -> None:
 
 
 def _begin(model: nn.Module, args) -> None:
-    observing = model.training and not getattr(model, 'gdrq_frozen', False)
+    frozen = getattr(model, 'gdrq_frozen', False)
+    observing = model.training and not frozen
     modules = list(model.modules())
     quantizers = [m for m in modules if isinstance(m, ActivationQuantizer)]
     step_thresholds(quantizers)
     for quantizer in quantizers:
-        quantizer.observing = observing
+        quantizer.observing, quantizer.frozen = observing, model.training and frozen
     if model.training:
         for module in modules:
             if isinstance(module, WeightQuantizer):
