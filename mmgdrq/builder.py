@@ -21,6 +21,7 @@ from .layers import (
 )
 from .registry import MODELS
 from .schedule import Schedule
+from .stages import need_leader
 
 QUANT_KEYS = ('weight', 'activation', 'rules', 'stages', 'execution', 'deploy')
 
@@ -34,6 +35,9 @@ def build_quantized(base_type: str, quant: Optional[Mapping[str, Any]] = None, *
 
     The result is an instance of ``base_type`` itself, so everything that reads the config or the model
     (inferencers, FlexibleRunner, test-time augmentation) works as with the float model.
+
+    Scale-Clip and ``stages`` need ``dict(type='mmgdrq.GDRQHook')`` in ``custom_hooks``, without keys: a model with
+    ``stages`` that nothing leads through them refuses to train.
 
     Args:
         base_type: registered name of the float model, such as ``'FasterRCNN'``.
@@ -55,6 +59,8 @@ def build_quantized(base_type: str, quant: Optional[Mapping[str, Any]] = None, *
     schedule = Schedule.from_config(stages)
     built.gdrq_schedule = schedule
     quantize(built, **quant, stage=schedule.first, follow_checkpoint=stages is not None)
+    if schedule.moves:
+        need_leader(built)
     if deploy is not None:
         simulate(built, deploy)
     if execution is not None:

@@ -16,7 +16,7 @@ from .layers import (
     set_lean_relu,
 )
 from .policy import Plan, make_plan
-from .stages import BUFFER, init_stage
+from .stages import BUFFER, check_stage, init_stage
 
 _QUANTIZER_KEYS = ('.weight_quantizer.', '.activation_quantizer.', '.engine_result.')
 _ADDED_LATER = '.engine_result.'
@@ -46,13 +46,15 @@ def quantize(
         follow_checkpoint: whether a loaded checkpoint decides the stage.
 
     Raises:
-        ConfigError: a bad key or value, a rule that matches nothing, or nothing to quantize.
+        ConfigError: a bad key or value, an unknown stage, a rule that matches nothing, or nothing to quantize. The
+            model is as it was then.
 
     >>> from torch import nn
     >>> model = quantize(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.Conv2d(8, 2, 1)))
     >>> [row.weight.bits for row in model.gdrq_plan]
     [8, 2, 8]
     """
+    check_stage(stage)
     for name, module in model.named_modules():
         if hasattr(module, BUFFER):
             raise ConfigError(f'model: {name or "it"} is quantized already. Quantize the float model once, as a whole')

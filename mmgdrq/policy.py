@@ -1,7 +1,7 @@
 """Which layer is quantized to what, and why the rest is not. Reads a model and never changes it."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Any, Optional
 
@@ -116,7 +116,8 @@ def make_plan(
         activation: dict of :class:`~mmgdrq.quant.ActivationSpec`.
         rules: dicts with ``pattern`` (glob over qualified names; also matches all layers below the named
             module) and/or ``kind`` (``'conv'`` or ``'linear'``), and either ``skip=True`` or ``weight`` /
-            ``activation`` overrides.
+            ``activation`` overrides. An override with ``bits`` quantizes what an earlier rule skips; one without
+            leaves it in float.
 
     Raises:
         ConfigError: a bad key or value, or a rule that matches no layer.
@@ -125,8 +126,10 @@ def make_plan(
     activation_spec = make_spec(ActivationSpec, activation, 'activation')
     layers = survey(model)
     decisions = _default_decisions(layers, weight_spec, activation_spec)
+    skipped: dict[str, Decision] = {}
     for number, rule in enumerate(_check_rules(rules)):
-        _apply_rule(rule, f'rules[{number}]', layers, decisions)
+        _apply_rule(rule, f'rules[{number}]', layers, decisions, skipped)
+    decisions.update(skipped)
     return Plan(_row(layer, *decisions[layer.names[0]]) for layer in layers)
 
 
@@ -177,10 +180,18 @@ def _default_decisions(layers: list[Layer], weight: WeightSpec, activation: Acti
 
 def _at_edge(weight: WeightSpec, activation: ActivationSpec, reason: str) -> Decision:
     if weight.enabled and weight.bits < EDGE_BITS:
-        weight = override_spec(weight, {'bits': EDGE_BITS}, 'weight')
+        weight = _changed(weight, {'bits': EDGE_BITS}, 'weight')
     if activation.enabled and activation.bits < EDGE_BITS:
-        activation = override_spec(activation, {'bits': EDGE_BITS}, 'activation')
+        activation = _changed(activation, {'bits': EDGE_BITS}, 'activation')
     return weight, activation, reason
+
+
+def _changed(spec, config, where: str):
+    """Override a spec. A multiplier is one of its bit-width: other bits without one have their default."""
+    changed = override_spec(spec, config, where)
+    if changed.bits != spec.bits and isinstance(config, Mapping) and 'k' not in config:
+        return replace(changed, k=None)
+    return changed
 
 
 def _check_rules(rules: Any) -> list[Mapping[str, Any]]:
@@ -206,7 +217,9 @@ def _check_rules(rules: Any) -> list[Mapping[str, Any]]:
     return list(rules)
 
 
-def _apply_rule(rule, where: str, layers: list[Layer], decisions: dict[str, Decision]) -> None:
+def _apply_rule(
+    rule, where: str, layers: list[Layer], decisions: dict[str, Decision], skipped: dict[str, Decision]
+) -> None:
     matched = [layer for layer in layers if _matches(rule, layer)]
     if not matched:
         guess = nearest(rule.get('pattern', ''), [name for layer in layers for name in layer.names])
@@ -219,23 +232,34 @@ def _apply_rule(rule, where: str, layers: list[Layer], decisions: dict[str, Deci
             f"{where}: matches only layers that cannot be quantized, such as '{matched[0].names[0]}' "
             f'({matched[0].reason})'
         )
+    if rule.get('skip'):
+        skipped.update((layer.names[0], (None, None, f'skipped by {where}')) for layer in usable)
+        return
+    if not _asks_for_bits(rule):
+        name = usable[0].names[0]
+        usable = [layer for layer in usable if layer.names[0] not in skipped]
+        if not usable:
+            raise ConfigError(f"{where}: '{name}' was skipped by an earlier rule. Give bits to quantize it again")
     for layer in usable:
         name = layer.names[0]
         decisions[name] = _overridden(decisions[name], rule, where, layer)
+        skipped.pop(name, None)
+
+
+def _asks_for_bits(rule) -> bool:
+    configs = (rule.get('weight'), rule.get('activation'))
+    asked = (config.get('bits') if isinstance(config, Mapping) else getattr(config, 'bits', None) for config in configs)
+    return any(bits not in (None, FLOAT_BITS) for bits in asked)
 
 
 def _overridden(decision: Decision, rule, where: str, layer: Layer) -> Decision:
     weight, activation, _ = decision
-    if rule.get('skip'):
-        return None, None, f'skipped by {where}'
-    if weight is None:
-        raise ConfigError(f"{where}: '{layer.names[0]}' was skipped by an earlier rule; override or skip it, not both")
     reason = f'by {where}'
     if layer.float_input:
         reason = f'{reason}; {layer.float_input}'
     else:
-        activation = override_spec(activation, rule.get('activation'), f'{where}.activation')
-    return override_spec(weight, rule.get('weight'), f'{where}.weight'), activation, reason
+        activation = _changed(activation, rule.get('activation'), f'{where}.activation')
+    return _changed(weight, rule.get('weight'), f'{where}.weight'), activation, reason
 
 
 def _matches(rule, layer: Layer) -> bool:

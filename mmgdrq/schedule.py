@@ -15,7 +15,8 @@ class Schedule:
         reshape: begin of Scale-Clip without rounding.
         quantize: begin of rounding, of weights and activations.
         quantize_activation: begin of rounding the activations, where the weights go first.
-        freeze: from here on activation ranges and BN statistics stay as they are.
+        freeze: from here on activation ranges and BN statistics stay as they are; not before the first of the other
+            stages, and together with it only for a model that has its ranges from a checkpoint.
         by_epoch: whether the numbers are epochs or iterations.
 
     >>> schedule = Schedule(reshape=1, quantize=3)
@@ -47,6 +48,11 @@ class Schedule:
             raise ConfigError('stages: quantize_activation needs quantize, the begin for the weights')
         if not given:
             raise ConfigError('stages: neither reshape nor quantize is given, so nothing would happen')
+        if self.freeze is not None and self.freeze < given[0]:
+            raise ConfigError(
+                f'stages: freeze={self.freeze} comes before the first stage that sets activation ranges (at '
+                f'{given[0]}), so there would be none. Let it begin later'
+            )
 
     @classmethod
     def from_config(cls, config: Optional[Mapping[str, Any]]) -> 'Schedule':
@@ -65,6 +71,12 @@ class Schedule:
     def first(self) -> str:
         """The stage at the beginning."""
         return self.stage_at(0)
+
+    @property
+    def moves(self) -> bool:
+        """Whether anything changes after the beginning, so that something has to lead the model."""
+        begins = (self.reshape, self.quantize, self.quantize_activation, self.freeze)
+        return any(value for value in begins)
 
     def stage_at(self, now: int) -> str:
         """The stage after ``now`` epochs (or iterations)."""

@@ -33,19 +33,40 @@ def init_stage(model: nn.Module, stage: str = 'quantize', follow: bool = False) 
     model.register_buffer(BUFFER, torch.tensor(STAGES.index(stage)))
     model.gdrq_follow = follow
     model.register_load_state_dict_post_hook(_after_load)
-    set_stage(model, stage)
+    switch_stage(model, stage)
 
 
 def set_stage(model: nn.Module, stage: str) -> None:
     """Switch all quantizers of ``model`` to a stage.
 
     Raises:
-        ConfigError: the stage is unknown.
+        ConfigError: the stage is unknown, or the model is not quantized.
     """
+    check_stage(stage)
+    _check_quantized(model, 'set_stage')
+    model.gdrq_led = True
+    switch_stage(model, stage)
+
+
+def check_stage(stage: str) -> None:
+    """Raise where ``stage`` is none of ``STAGES``."""
     if stage not in STAGES:
         raise ConfigError(f'stage {stage!r} is unknown. Expected one of {", ".join(STAGES)}')
+
+
+def _check_quantized(model: nn.Module, what: str) -> None:
     if not hasattr(model, BUFFER):
-        raise ConfigError('set_stage: the model is not quantized. Call mmgdrq.quantize(model, ...) first')
+        raise ConfigError(f'{what}: the model is not quantized. Call mmgdrq.quantize(model, ...) first')
+
+
+def need_leader(model: nn.Module) -> None:
+    """Refuse to train ``model`` until something leads it through its stages: GDRQHook, or :func:`set_stage`."""
+    model.gdrq_led = False
+    model.register_forward_pre_hook(_refuse_unled)
+
+
+def switch_stage(model: nn.Module, stage: str) -> None:
+    """Do it, for a stage and a model that are known to be right."""
     getattr(model, BUFFER).fill_(STAGES.index(stage))
     model.gdrq_stage_name = stage
     weight_mode, activation_mode = _MODES[stage]
@@ -57,10 +78,24 @@ def set_stage(model: nn.Module, stage: str) -> None:
 
 
 def get_stage(model: nn.Module) -> str:
-    """The present stage of a converted model."""
+    """The present stage of a converted model.
+
+    Raises:
+        ConfigError: the model is not quantized.
+    """
+    _check_quantized(model, 'get_stage')
     return model.gdrq_stage_name
+
+
+def _refuse_unled(model: nn.Module, args) -> None:
+    if model.training and not model.gdrq_led:
+        raise ConfigError(
+            f"model.quant.stages: nothing leads the model through them, so it would stay in '{get_stage(model)}'. "
+            "Add dict(type='mmgdrq.GDRQHook') to custom_hooks; in a training loop of your own call "
+            'mmgdrq.set_stage(model, ...) when a stage begins'
+        )
 
 
 def _after_load(model: nn.Module, incompatible_keys) -> None:
     saved = STAGES[int(getattr(model, BUFFER))]
-    set_stage(model, saved if model.gdrq_follow else get_stage(model))
+    switch_stage(model, saved if model.gdrq_follow else get_stage(model))

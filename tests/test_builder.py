@@ -280,3 +280,53 @@ def test_flexible_runner(tmp_path):
     assert recorder.seen == ['reshape', 'reshape', 'quantize']
     assert np.isfinite(recorder.losses).all()
     assert all(value > 0 for value in thresholds(runner.model).values())
+
+
+# ------------------------------------------------------------------ stages need somebody who leads
+
+
+MOVING = dict(reshape=0, quantize=1)
+
+
+@pytest.mark.parametrize('hooks', [[], [dict(type='mmgdrq.ScaleClipHook')]])
+@pytest.mark.parametrize('stages', [MOVING, dict(quantize=2), dict(quantize=0, freeze=1)])
+def test_stages_that_nothing_leads(tmp_path, hooks, stages):
+    runner = toy_runner(tmp_path, 2, model=toy(stages=stages), custom_hooks=hooks)
+    with pytest.raises(ConfigError, match=r"model.quant.stages: .*stay in '.*mmgdrq.GDRQHook.*set_stage"):
+        runner.train()
+
+
+def test_stages_that_never_change_need_no_leader(tmp_path):
+    runner = toy_runner(tmp_path, model=toy(stages=dict(reshape=0)), custom_hooks=[])
+    runner.train()
+    assert mmgdrq.get_stage(runner.model) == 'reshape'
+
+
+def test_the_hook_leads(tmp_path):
+    runner = toy_runner(tmp_path, 2, dict(), lambda r: mmgdrq.get_stage(r.model), model=toy(stages=MOVING))
+    runner.train()
+    assert runner.recorder.seen == ['reshape'] * 3 + ['quantize'] * 3
+
+
+def test_stages_by_hand():
+    model = MODELS.build(toy(stages=MOVING)).train()
+    images = torch.randn(2, 3, 8, 8)
+    with pytest.raises(ConfigError, match='nothing leads'):
+        model(images)
+    model.eval()
+    mmgdrq.set_stage(model, 'reshape')
+    model.train()(images)
+    mmgdrq.set_stage(model, 'quantize')
+    assert mmgdrq.get_stage(copy.deepcopy(model)) == 'quantize'
+    copy.deepcopy(model)(images)
+
+
+def test_unled_stages_can_be_evaluated_and_loaded(tmp_path):
+    trained = toy_runner(tmp_path, 2, dict(), model=toy(stages=MOVING))
+    trained.train()
+    model = MODELS.build(toy(stages=MOVING))
+    model.load_state_dict(trained.model.state_dict())
+    assert mmgdrq.get_stage(model) == 'quantize'
+    model.eval()(torch.randn(2, 3, 8, 8))
+    with pytest.raises(ConfigError, match='nothing leads'):
+        model.train()(torch.randn(2, 3, 8, 8))

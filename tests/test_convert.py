@@ -56,7 +56,7 @@ def test_an_error_leaves_the_model():
         (dict(weight=dict(bits=2, group_size=2)), r'2\.weight_quantizer: .*bits=3.* the config asks for bits=2'),
         (dict(weight=dict(bits=3, group_size=4)), r'0\.weight_quantizer: .*group_size=2.*group_size=4'),
         (dict(weight=dict(bits=3, group_size=2, grid='narrow_range')), "grid='twos_complement'.*grid='narrow_range'"),
-        (dict(weight=dict(bits=3, group_size=2, k=2.2)), 'k=8.*k=2.2'),
+        (dict(weight=dict(bits=3, group_size=2, k=2.2)), r'2\.weight_quantizer: .*k=2\.5.*k=2\.2'),
         (dict(activation=dict(bits=5)), r'2\.activation_quantizer: .*bits=4.* the config asks for bits=5'),
     ],
 )

@@ -218,6 +218,54 @@ def test_later_rules_win():
     assert reversed_rules['backbone.layer1.0'].weight.bits == 3
 
 
+def test_a_later_rule_with_bits_quantizes_what_an_earlier_one_skips():
+    rules = [
+        dict(pattern='*', weight=dict(group_size=4)),
+        dict(kind='conv', skip=True),
+        dict(pattern='backbone.layer1.1', weight=dict(bits=3)),
+        dict(pattern='*', activation=dict(momentum=0.3)),
+    ]
+    found = rows(classifier(), rules=rules)
+    assert {name for name, row in found.items() if row.quantized} == {'backbone.layer1.1', 'head.fc'}
+    again = found['backbone.layer1.1']
+    assert (again.weight.bits, again.weight.group_size, again.activation.bits) == (3, 4, 4)
+    assert again.reason == 'by rules[3]'
+    assert again.activation.momentum == found['head.fc'].activation.momentum == 0.3
+    assert found['backbone.layer1.0'].reason == 'skipped by rules[1]'
+    found = rows(classifier(), rules=[*rules, dict(pattern='backbone', activation=dict(bits=6)), rules[1]])
+    assert {name for name, row in found.items() if row.quantized} == {'head.fc'}
+    assert found['backbone.layer1.1'].reason == 'skipped by rules[5]'
+    found = rows(classifier(), rules=[dict(pattern='head', skip=True), dict(pattern='*.fc', activation=dict(bits=6))])
+    assert (found['head.fc'].weight.bits, found['head.fc'].activation.bits) == (8, 6)
+
+
+def test_a_multiplier_belongs_to_its_bits():
+    def ks(**quant):
+        return {name: (row.weight.multiplier, row.activation.multiplier(False)) for name, row in rows(**quant).items()}
+
+    asked = dict(model=classifier(), weight=dict(bits=2, k=1.5), activation=dict(bits=4, k=1.9))
+    edges, inner = (8.0, 2.7), (1.5, 1.9)
+    assert ks(**asked) == {
+        'backbone.conv1': edges,
+        'backbone.layer1.0': inner,
+        'backbone.layer1.1': inner,
+        'head.fc': edges,
+    }
+    defaults = dict(model=classifier(), weight=dict(bits=2, k=2.0), activation=dict(bits=4, k=1.8))
+    assert ks(**defaults) == ks(model=classifier(), weight=dict(bits=2), activation=dict(bits=4))
+    changes = [
+        dict(pattern='backbone.layer1.0', weight=dict(bits=3), activation=dict(bits=4)),
+        dict(pattern='backbone.layer1.1', weight=dict(bits=3, k=1.1), activation=dict(momentum=0.2)),
+        dict(pattern='head', weight=dict(k=7.0)),
+    ]
+    found = ks(**asked, rules=changes)
+    assert found['backbone.layer1.0'] == (2.5, 1.9), 'the rule changes the bits of the weight alone'
+    assert found['backbone.layer1.1'] == (1.1, 1.9)
+    assert found['head.fc'] == (7.0, 2.7)
+    at_eight_already = ks(model=classifier(), weight=dict(bits=8, k=6.0), activation=dict(bits=8, k=2.0))
+    assert set(at_eight_already.values()) == {(6.0, 2.0)}
+
+
 def test_patterns_match_subtrees_and_globs_but_no_prefixes():
     def matched(pattern):
         found = rows(retina(), rules=[dict(pattern=pattern, skip=True)])
@@ -265,7 +313,14 @@ def test_kinds():
         (dict(pattern='head', skip=True), 'expected a list of dicts'),
         ('head', 'expected a list of dicts'),
         (['head'], r'rules\[0\]: expected a dict'),
-        ([dict(pattern='head', skip=True), dict(pattern='head', weight=dict(bits=4))], r'rules\[1\].*skipped by an'),
+        (
+            [dict(pattern='head', skip=True), dict(pattern='head', weight=dict(group_size=4))],
+            r"rules\[1\]: 'head.fc' was skipped by an earlier rule. Give bits",
+        ),
+        (
+            [dict(pattern='head', skip=True), dict(pattern='head', weight=dict(bits=32))],
+            r"rules\[1\]: 'head.fc' was skipped by an earlier rule. Give bits",
+        ),
     ],
 )
 def test_wrong_rules(rules, match):

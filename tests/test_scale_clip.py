@@ -9,13 +9,14 @@ import mmgdrq
 from tests import reference
 
 
-def model(group_size=2, **rules):
+def model(group_size=2, rules=()):
     torch.manual_seed(0)
     net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 5, 3), nn.Flatten(), nn.Linear(20, 3))
     with torch.no_grad():
         for layer in (net[0], net[2], net[4]):
             layer.weight.view(-1)[::7] *= 30
-    return mmgdrq.quantize(net, dict(bits=2, k=2.0, group_size=group_size), **rules)
+    rules = [dict(pattern='*', weight=dict(k=2.0)), *rules]
+    return mmgdrq.quantize(net, dict(bits=2, group_size=group_size), rules=rules)
 
 
 def weights(net):

@@ -40,7 +40,8 @@ def test_stages(config, expected):
 def test_freeze():
     schedule = Schedule.from_config(dict(quantize=0, freeze=3))
     assert [schedule.frozen_at(now) for now in range(5)] == [False, False, False, True, True]
-    assert Schedule.from_config(dict(quantize=0, freeze=0)).frozen_at(0)
+    assert Schedule.from_config(dict(quantize=0, freeze=0)).frozen_at(0), 'for a model that has ranges'
+    assert Schedule.from_config(dict(reshape=1, quantize=4, freeze=2)).frozen_at(2)
 
 
 def test_by_epoch():
@@ -62,6 +63,8 @@ def test_wrong_numbers(key, value):
         (dict(quantize=3, quantize_activation=2), 'not in this order'),
         (dict(reshape=0, quantize_activation=2), 'needs quantize'),
         (dict(freeze=3), 'neither reshape nor quantize'),
+        (dict(quantize=2, freeze=1), r'freeze=1 comes before .* \(at 2\)'),
+        (dict(reshape=3, quantize=5, freeze=2), r'freeze=2 comes before .* \(at 3\)'),
         (dict(), 'neither reshape nor quantize'),
         (dict(quantise=3), "unknown key 'quantise'. Did you mean 'quantize'"),
         (dict(quantize=0, reshap=0), "unknown key 'reshap'. Did you mean 'reshape'"),

@@ -80,6 +80,16 @@ def test_an_unknown_stage(stage):
     assert mmgdrq.get_stage(model) == 'quantize'
 
 
+@pytest.mark.parametrize('stage', ['quantise', '', None, ['float']])
+def test_an_unknown_first_stage_leaves_the_model_as_it_is(stage):
+    model = nn.Sequential(nn.Linear(6, 5))
+    before = repr(model), list(model.state_dict())
+    with pytest.raises(ConfigError, match='Expected one of float, reshape, quantize_weight, quantize'):
+        mmgdrq.quantize(model, stage=stage)
+    assert (repr(model), list(model.state_dict())) == before
+    mmgdrq.quantize(model, stage='reshape')
+
+
 @pytest.mark.parametrize('saved', STAGES)
 @pytest.mark.parametrize('asked', STAGES)
 @pytest.mark.parametrize('follow', [False, True])
@@ -130,3 +140,5 @@ def test_the_backward_pass_knows_the_threshold_of_its_own_forward_pass(stage):
 def test_a_float_model_has_no_stage():
     with pytest.raises(ConfigError, match=r'not quantized. Call mmgdrq.quantize'):
         mmgdrq.set_stage(nn.Linear(2, 2), 'reshape')
+    with pytest.raises(ConfigError, match=r'get_stage: .*not quantized. Call mmgdrq.quantize'):
+        mmgdrq.get_stage(nn.Linear(2, 2))

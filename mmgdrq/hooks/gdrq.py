@@ -3,8 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, Optional
 
-from mmengine.hooks import Hook
 from mmengine.optim import OptimWrapperDict
+from mmengine.runner import IterBasedTrainLoop
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -17,6 +17,7 @@ from ..registry import HOOKS
 from ..scale_clip import ScaleClip
 from ..schedule import Schedule
 from ..stages import get_stage, set_stage
+from .averages import AveragesHook
 from .checkpoint import drop_code
 from .range_check import RangeCheckHook
 from .unwrap import refuse_sharding, unwrap
@@ -26,7 +27,7 @@ UNCLIPPED_STAGES = ('float',)
 
 
 @HOOKS.register_module()
-class GDRQHook(Hook):
+class GDRQHook(AveragesHook):
     """Quantize the runner's model before it loads a checkpoint, and switch its stages while it trains.
 
     With a model built by ``mmgdrq.Quantized`` the hook only leads through the stages; it then takes neither
@@ -99,7 +100,7 @@ class GDRQHook(Hook):
 
     def before_train(self, runner) -> None:
         """Enter the stage of the present epoch or iteration and attach Scale-Clip to the optimizers."""
-        by_iter = type(runner.train_loop).__name__ == 'IterBasedTrainLoop'
+        by_iter = isinstance(runner.train_loop, IterBasedTrainLoop)
         if by_iter and self.schedule.by_epoch and self.schedule != Schedule():
             raise ConfigError(
                 'stages: this config trains by iterations; set by_epoch=False and give the begin of the stages '
@@ -109,6 +110,7 @@ class GDRQHook(Hook):
             self.projection = ScaleClip(self.model)
             for optimizer in optimizers_of(runner):
                 self.projection.attach(optimizer)
+        super().before_train(runner)
         self._enter(runner)
 
     def before_train_iter(self, runner, batch_idx: int, data_batch=None) -> None:
@@ -118,6 +120,7 @@ class GDRQHook(Hook):
 
     def after_train_iter(self, runner, batch_idx: int, data_batch=None, outputs: Optional[dict] = None) -> None:
         """Warn of inputs that do not fit their range."""
+        super().after_train_iter(runner, batch_idx)
         self.range_check.after_train_iter(runner, batch_idx)
 
     def _manage_built(self, model: nn.Module) -> None:
@@ -126,6 +129,7 @@ class GDRQHook(Hook):
             raise ConfigError(
                 f'GDRQHook.{given[0]}: the model is built by mmgdrq.Quantized already; put it into model.quant'
             )
+        model.gdrq_led = True
         if self.stages is None:
             self.schedule = getattr(model, 'gdrq_schedule', self.schedule)
         else:

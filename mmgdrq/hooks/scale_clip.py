@@ -1,17 +1,16 @@
 """Scale-Clip of the weights as a hook of its own."""
 
-from mmengine.hooks import Hook
-
 from ..convert import is_quantized_model
 from ..errors import ConfigError
 from ..registry import HOOKS
 from ..scale_clip import ScaleClip
+from .averages import AveragesHook
 from .gdrq import optimizers_of
 from .unwrap import refuse_sharding, unwrap
 
 
 @HOOKS.register_module()
-class ScaleClipHook(Hook):
+class ScaleClipHook(AveragesHook):
     """Project the weights of the quantized layers after every real optimizer step.
 
     For models built by ``mmgdrq.Quantized`` or with registered ``mmgdrq.Conv2d`` layers; GDRQHook does the
@@ -29,6 +28,7 @@ class ScaleClipHook(Hook):
                 'ScaleClipHook: the model has no quantized layer. Use GDRQHook, or build the model with '
                 'mmgdrq.Quantized'
             )
+        super().before_train(runner)
         self.handles = [ScaleClip(model).attach(optimizer) for optimizer in optimizers_of(runner)]
 
     def after_train(self, runner) -> None:

@@ -48,7 +48,7 @@ def _begin(model: nn.Module, args) -> None:
         quantizer.hold(frozen)
     step_thresholds(quantizers)
     for quantizer in quantizers:
-        quantizer.observing = observing
+        quantizer.observing, quantizer.frozen = observing, model.training and frozen
     for quantizer in weights:
         if quantizer.training:  # the weight may have changed
             quantizer.cache.clear()

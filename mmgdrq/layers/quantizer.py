@@ -224,6 +224,7 @@ class ActivationQuantizer(_Quantizer):
         super().__init__(spec, [spec.bits])
         self.observing = True
         self.managed = False
+        self.frozen = False
         self._ready = False
         self._fresh = False
         self._signed = False
@@ -367,6 +368,12 @@ class ActivationQuantizer(_Quantizer):
         self._ready, self._signed = True, signed
 
     def _without_range(self, x: Tensor) -> Tensor:
+        if self.frozen and bool((x != 0).any()):
+            raise QuantizationError(
+                f'{self.layer_name or "a quantized layer"}: the activation ranges are frozen, but it has none, so it '
+                'would be trained in float. Let freeze begin later, after some iterations of reshape or quantize, or '
+                'start from a checkpoint of the quantized model'
+            )
         if self.training or self._is_observing():
             return x
         raise QuantizationError(

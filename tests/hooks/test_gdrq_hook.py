@@ -4,11 +4,12 @@ import copy
 
 import pytest
 import torch
-from mmengine.runner import Runner
+from mmengine.registry import LOOPS
+from mmengine.runner import IterBasedTrainLoop, Runner
 
 import mmgdrq
 from mmgdrq.convert import is_quantized_model
-from mmgdrq.errors import ConfigError, MMGDRQError
+from mmgdrq.errors import ConfigError, MMGDRQError, QuantizationError
 from tests.toy import Recorder, log_of, thresholds, toy_config, toy_runner
 
 ITERS = 3  # iterations an epoch
@@ -162,6 +163,20 @@ def test_freeze_keeps_ranges_and_bn_statistics(tmp_path):
     for name in ('bn1.running_mean', 'bn1.running_var', 'bn2.running_mean', 'bn2.running_var'):
         assert torch.equal(before[-1][name], frozen[0][name])
     assert log_of(tmp_path).count('are frozen from here on') == 1
+
+
+@pytest.mark.parametrize('first', ['reshape', 'quantize'])
+def test_frozen_from_the_beginning_needs_ranges(tmp_path, first):
+    frozen = dict(stages={first: 0, 'freeze': 0})
+    error = error_of(toy_runner(tmp_path / 'a', 1, frozen))
+    assert isinstance(error, QuantizationError)
+    assert 'conv1: the activation ranges are frozen, but it has none' in str(error)
+    trained = toy_runner(tmp_path / 'b', 1, dict())
+    trained.train()
+    checkpoint = str(tmp_path / 'b/epoch_1.pth')
+    runner = toy_runner(tmp_path / 'c', 1, frozen, load_from=checkpoint)
+    runner.train()
+    assert thresholds(runner.model) == thresholds(trained.model)
 
 
 def test_weights_are_still_trained_when_frozen(tmp_path):
@@ -332,8 +347,15 @@ def test_built_model_with_the_stages_of_the_hook(tmp_path):
     assert runner.recorder.seen == ['reshape'] * ITERS + ['quantize'] * ITERS
 
 
-def test_stages_by_epoch_in_an_iteration_loop(tmp_path):
-    runner = toy_runner(tmp_path, hook=dict(stages=dict(quantize=1)), train_cfg=by_iterations(2))
+@LOOPS.register_module(force=True)
+class OwnIterLoop(IterBasedTrainLoop):
+    """A loop by iterations with another name."""
+
+
+@pytest.mark.parametrize('loop', ['IterBasedTrainLoop', 'OwnIterLoop'])
+def test_stages_by_epoch_in_an_iteration_loop(tmp_path, loop):
+    train = dict(by_iterations(2), type=loop)
+    runner = toy_runner(tmp_path, hook=dict(stages=dict(quantize=1)), train_cfg=train)
     error = error_of(runner)
     assert isinstance(error, ConfigError)
     assert 'by_epoch=False' in str(error)

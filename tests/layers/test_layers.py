@@ -366,6 +366,26 @@ def test_eval_changes_no_buffer(rule):
     assert_same({key: value.clone() for key, value in net.state_dict().items()}, before)
 
 
+def test_a_frozen_layer_needs_a_range_for_what_is_not_zero():
+    x = exact(0, 3, 6)
+    net = mmgdrq.quantize(nn.Sequential(nn.Linear(6, 4)))
+    net.gdrq_frozen = True
+    for nothing in (x[:0], x * 0):
+        assert torch.equal(net.train()(nothing), F.linear(nothing, net[0].weight_quantizer(net[0].weight), net[0].bias))
+    with pytest.raises(QuantizationError, match='0: the activation ranges are frozen, but it has none'):
+        net(x)
+    mmgdrq.set_stage(net, 'float')
+    net(x)
+    mmgdrq.set_stage(net, 'quantize')
+    with pytest.raises(QuantizationError, match='never set'):
+        net.eval()(x)
+    net.gdrq_frozen = False
+    net.train()(x)
+    net.gdrq_frozen = True
+    net(x)
+    net.eval()(x)
+
+
 def test_frozen_ranges_stay():
     net = trained(small_net())
     net.gdrq_frozen = True
