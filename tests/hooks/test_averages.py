@@ -140,7 +140,9 @@ def test_the_average_of_a_learned_range_begins_with_the_range(tmp_path, update_b
     quant = dict(activation=dict(range='learned'), weight=dict(range='learned'), stages=STAGES)
     model = dict(type='mmgdrq.Quantized', base_type='LateModel', quant=quant)
     hooks = [dict(type='mmgdrq.GDRQHook')]
-    runner = trained(config_of(tmp_path, dict(update_buffers=update_buffers), hooks, model=model))
+    config = config_of(tmp_path, dict(update_buffers=update_buffers), hooks, model=model)
+    config.optim_wrapper.optimizer.lr = 1e-4
+    runner = trained(config)
     average = torch.load(tmp_path / f'epoch_{EPOCHS}.pth')['state_dict']
     for name, value in runner.model.state_dict().items():
         if name.endswith(('.threshold', '.alpha')):

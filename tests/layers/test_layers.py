@@ -704,7 +704,8 @@ def steps_in(dtype, weight, activation, codes):
     model = mmgdrq.quantize(net, **config).train()
     mmgdrq.set_execution(model, codes=codes)
     model.to(dtype)
-    optimizer = torch.optim.SGD(model.parameters(), 0.01)
+    lr = 1e-4 if 'learned' in (weight, activation) else 0.01  # learned ranges move far with little
+    optimizer = torch.optim.SGD(model.parameters(), lr)
     mmgdrq.ScaleClip(model).attach(optimizer)
     generator = torch.Generator().manual_seed(1)
     results = []
