@@ -64,7 +64,8 @@ def quantize(
                 'quantization. Build the model without it'
             )
     plan = make_plan(model, weight, activation, rules)
-    check_not_empty(plan)
+    if not is_quantized_model(model):  # registered layers may be all there is
+        check_not_empty(plan)
     modules = dict(model.named_modules())
     found = replacements(model)
     for row in plan.quantized:
@@ -82,6 +83,7 @@ def prepare(model: nn.Module, plan: Plan, stage: str, follow_checkpoint: bool) -
     manage(model)
     init_stage(model, stage, follow_checkpoint)
     _before_load(model, _check_state)
+    model.register_load_state_dict_post_hook(_allow_float_weights)
 
 
 def _before_load(model: nn.Module, check: Callable) -> None:
@@ -123,6 +125,13 @@ def _check_state(model, state_dict, prefix, *_) -> None:
         f'checkpoint: its quantization state does not fit the model: {"; ".join(text)}. Use the config it '
         'was trained with, or start from its float weights'
     )
+
+
+def _allow_float_weights(model: nn.Module, incompatible_keys) -> None:
+    """Float weights fit a quantized model, with ``strict=True`` too: they have no quantization state to miss."""
+    own = [*quantization_keys(model.state_dict()), BUFFER]
+    missing = incompatible_keys.missing_keys
+    missing[:] = [key for key in missing if not any(f'.{key}'.endswith(f'.{name}') for name in own)]
 
 
 def is_quantized_model(model: nn.Module) -> bool:

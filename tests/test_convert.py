@@ -91,9 +91,7 @@ def test_another_range_rule_is_an_error():
 def test_float_weights_are_taken():
     state = {key: value + 1 for key, value in build().state_dict().items()}
     net = quantized()
-    result = net.load_state_dict(state, strict=False)
-    assert not result.unexpected_keys
-    assert set(result.missing_keys) == {*quantization_keys(net.state_dict()), 'gdrq_stage'}
+    net.load_state_dict(state)
     assert all(torch.equal(net.state_dict()[key], value) for key, value in state.items())
     net.train()(X)
 
@@ -123,3 +121,29 @@ def test_a_model_with_a_quantized_part_is_refused():
     part = mmgdrq.quantize(nn.Sequential(nn.Conv2d(3, 4, 1)))
     with pytest.raises(ConfigError, match='model: 1 is quantized already'):
         mmgdrq.quantize(nn.Sequential(nn.Conv2d(3, 3, 1), part))
+
+
+@pytest.mark.parametrize('calibrated', [False, True])
+def test_float_weights_load_strictly(calibrated):
+    make = lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.Conv2d(4, 2, 1))  # noqa: E731
+    model, weights = mmgdrq.quantize(make()), make().state_dict()
+    if calibrated:
+        model(torch.rand(2, 3, 9, 9))
+    result = model.load_state_dict(weights)
+    assert not result.missing_keys
+    assert torch.equal(model[2].weight, weights['2.weight'])
+    wrapped = nn.ModuleDict(dict(module=model))
+    assert not wrapped.load_state_dict({f'module.{key}': value for key, value in weights.items()}).missing_keys
+    with pytest.raises(RuntimeError, match=r'Missing key.*"2.weight"'):
+        model.load_state_dict({key: value for key, value in weights.items() if key != '2.weight'})
+
+
+def test_a_model_of_registered_layers_alone_is_led_too():
+    model = nn.Sequential(mmgdrq.Conv2d(3, 4, 3), nn.ReLU(), mmgdrq.Conv2d(4, 4, 3))
+    mmgdrq.quantize(model, stage='reshape').train()
+    x = torch.rand(2, 3, 9, 9)
+    clipped = model(x)
+    mmgdrq.set_stage(model, 'quantize')
+    assert not torch.equal(model(x), clipped)
+    assert model[2].activation_quantizer.managed
+    assert 'is a quantized layer already' in str(model.gdrq_plan)

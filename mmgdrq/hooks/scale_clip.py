@@ -2,6 +2,7 @@
 
 from ..convert import is_quantized_model
 from ..errors import ConfigError
+from ..layers import manage_registered
 from ..registry import HOOKS
 from ..scale_clip import ScaleClip
 from .averages import AveragesHook
@@ -18,6 +19,10 @@ class ScaleClipHook(AveragesHook):
     """
 
     priority = 'VERY_HIGH'
+
+    def before_run(self, runner) -> None:
+        """Let an iteration of the model be one of its registered layers."""
+        manage_registered(unwrap(runner.model))
 
     def before_train(self, runner) -> None:
         """Attach the projection to the optimizers."""

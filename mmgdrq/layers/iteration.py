@@ -28,6 +28,7 @@ def quantized_layers(model: nn.Module) -> Iterator[nn.Module]:
 
 def manage(model: nn.Module) -> None:
     """Let the forward pass of ``model`` define the iteration of the quantizers inside it."""
+    _name_layers(model)
     for quantizer in activation_quantizers(model):
         quantizer.managed = True
         quantizer.observing = False
@@ -36,6 +37,18 @@ def manage(model: nn.Module) -> None:
             module.cache.per_iteration = True
     model.register_forward_pre_hook(_begin)
     model.register_forward_hook(_end)
+
+
+def manage_registered(model: nn.Module) -> None:
+    """:func:`manage` for a model that was built with quantized layers, unless it is managed already."""
+    if not all(quantizer.managed for quantizer in activation_quantizers(model)):
+        manage(model)
+
+
+def _name_layers(model: nn.Module) -> None:
+    for name, module in model.named_modules():
+        if isinstance(module, (ActivationQuantizer, WeightQuantizer)) and not module.layer_name:
+            module.layer_name = name.rpartition('.')[0]
 
 
 def _begin(model: nn.Module, args) -> None:

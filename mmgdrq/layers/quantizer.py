@@ -368,18 +368,24 @@ class ActivationQuantizer(_Quantizer):
         self._ready, self._signed = True, signed
 
     def _without_range(self, x: Tensor) -> Tensor:
-        if self.frozen and bool((x != 0).any()):
+        if self._is_observing() or (self.training and (not self.managed or not bool((x != 0).any()))):
+            return x  # nothing but zeros so far, or not in charge of its own iteration
+        layer = self.layer_name or 'a quantized layer'
+        if self.frozen:
             raise QuantizationError(
-                f'{self.layer_name or "a quantized layer"}: the activation ranges are frozen, but it has none, so it '
-                'would be trained in float. Let freeze begin later, after some iterations of reshape or quantize, or '
-                'start from a checkpoint of the quantized model'
+                f'{layer}: the activation ranges are frozen, but it has none, so it would be trained in float. Let '
+                'freeze begin later, after some iterations of reshape or quantize, or start from a checkpoint of the '
+                'quantized model'
             )
-        if self.training or self._is_observing():
-            return x
+        if self.training:
+            raise QuantizationError(
+                f'{layer}: it has no activation range and is trained outside of the forward pass of the quantized '
+                'model, which sets the ranges. Call the model itself, model(...), not model.loss(...) or a part of it'
+            )
         raise QuantizationError(
-            f'{self.layer_name or "a quantized layer"}: its activation range was never set, so the quantized '
-            'model cannot be evaluated. Train at least one iteration, or load a checkpoint of the quantized '
-            'model (this one looks like a float checkpoint)'
+            f'{layer}: its activation range was never set, so the quantized model cannot be evaluated. Train at least '
+            'one iteration, or load a checkpoint of the quantized model (this one looks like a float checkpoint). '
+            'Registered layers in a frozen part of a model that trains need ScaleClipHook or GDRQHook'
         )
 
     def _save_to_state_dict(self, destination, prefix, keep_vars) -> None:

@@ -1,16 +1,18 @@
 """GDRQHook under real runners."""
 
 import copy
+from unittest import mock
 
 import pytest
 import torch
-from mmengine.registry import LOOPS
+from mmengine.registry import LOOPS, MODELS
 from mmengine.runner import IterBasedTrainLoop, Runner
 
 import mmgdrq
 from mmgdrq.convert import is_quantized_model
 from mmgdrq.errors import ConfigError, MMGDRQError, QuantizationError
-from tests.toy import Recorder, log_of, thresholds, toy_config, toy_runner
+from mmgdrq.layers import quantizer as quantizer_module
+from tests.toy import Recorder, ToyModel, log_of, thresholds, toy_config, toy_runner
 
 ITERS = 3  # iterations an epoch
 
@@ -280,6 +282,45 @@ def test_scale_clip_hook_alone(tmp_path):
     runner.register_hook(Widen())
     runner.train()
     assert runner.recorder.seen[0] < 8.0
+
+
+@MODELS.register_module()
+class RegisteredModel(ToyModel):
+    """A frozen stem in eval mode, as ``frozen_stages`` makes it, and a convolution that is called twice."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.shared = mmgdrq.Conv2d(3, 3, 1), mmgdrq.Conv2d(3, 3, 1)
+        self.stem.requires_grad_(False)
+
+    def train(self, mode=True):
+        super().train(mode)
+        self.stem.eval()
+        return self
+
+    def forward(self, inputs, *args, **kwargs):
+        once = self.shared(self.stem(inputs))
+        return super().forward(once + self.shared(3 * once), *args, **kwargs)
+
+
+@pytest.mark.parametrize('hook', ['ScaleClipHook', 'GDRQHook'])
+def test_registered_layers_of_a_runner(tmp_path, hook):
+    hooks = [dict(type=f'mmgdrq.{hook}')]
+    runner = toy_runner(tmp_path, 1, None, model=dict(type='RegisteredModel'), custom_hooks=hooks)
+    steps = []
+    shared = runner.model.shared.activation_quantizer
+    update = quantizer_module._step_alike
+
+    def count(quantizers):
+        steps.extend(q for q in quantizers if q is shared)
+        update(quantizers)
+
+    with mock.patch.object(quantizer_module, '_step_alike', count):
+        runner.train()
+    assert shared.layer_name == 'shared'
+    assert float(runner.model.stem.activation_quantizer.threshold) > 0
+    # the first iteration calibrates, and the last one's step is taken when the model is evaluated or saved
+    assert len(steps) == runner.iter - 1
 
 
 def test_scale_clip_hook_needs_a_quantized_model(tmp_path):
