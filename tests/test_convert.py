@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import mmgdrq
-from mmgdrq.convert import is_quantized_model, quantization_keys
+from mmgdrq.convert import is_quantized_model
 from mmgdrq.errors import CheckpointError, ConfigError, MMGDRQError
 
 X = torch.rand(2, 3, 6, 6, generator=torch.Generator().manual_seed(0))

@@ -1,5 +1,6 @@
 """Quantized layers: thin modules that hold state around the functions of ``mmgdrq.quant``."""
 
+from .activation_quantizer import ActivationQuantizer
 from .attention import MultiheadAttention, Projection, call_projections
 from .base import QuantizedLayer, attach_quantizers, is_quantized, quantize_layer
 from .catalog import Replacement, float_reason, let_parents_read, read_reasons, replacement, replacements
@@ -8,9 +9,10 @@ from .conv_nd import Conv1d, Conv3d
 from .execution import Execution, set_execution
 from .iteration import activation_quantizers, manage, manage_registered, quantized_layers
 from .linear import Linear
-from .quantizer import CLIP, FLOAT, QUANTIZE, ActivationQuantizer, WeightQuantizer
+from .quantizer import CLIP, FLOAT, QUANTIZE
 from .relu import LeanReLU, set_lean_relu
 from .transposed import ConvTranspose1d, ConvTranspose2d, ConvTranspose3d
+from .weight_quantizer import WeightQuantizer
 
 __all__ = [
     'CLIP',

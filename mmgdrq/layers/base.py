@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from ..errors import QuantizationError
 from ..quant import ActivationSpec, Operand, WeightSpec, make_spec, scale_clip_
-from .quantizer import ActivationQuantizer, WeightQuantizer
+from .activation_quantizer import ActivationQuantizer
+from .weight_quantizer import WeightQuantizer
 
 WeightConfig = Union[None, Mapping[str, Any], WeightSpec]
 ActivationConfig = Union[None, Mapping[str, Any], ActivationSpec]

@@ -8,8 +8,8 @@ from torch import nn
 from ..errors import ConfigError, unknown_key
 from ..quant import backend
 from .iteration import quantized_layers
-from .quantizer import WeightQuantizer
 from .relu import set_lean_relu
+from .weight_quantizer import WeightQuantizer
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,9 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from .activation_quantizer import ActivationQuantizer, settle_first_ranges, step_thresholds
 from .base import is_quantized
-from .quantizer import ActivationQuantizer, WeightQuantizer, settle_first_ranges, step_thresholds
+from .weight_quantizer import WeightQuantizer
 
 
 def activation_quantizers(model: nn.Module) -> list[ActivationQuantizer]:

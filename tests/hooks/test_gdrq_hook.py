@@ -11,7 +11,7 @@ from mmengine.runner import IterBasedTrainLoop, Runner
 import mmgdrq
 from mmgdrq.convert import is_quantized_model
 from mmgdrq.errors import ConfigError, MMGDRQError, QuantizationError
-from mmgdrq.layers import quantizer as quantizer_module
+from mmgdrq.layers import activation_quantizer
 from tests.toy import Recorder, ToyModel, log_of, thresholds, toy_config, toy_runner
 
 ITERS = 3  # iterations an epoch
@@ -309,13 +309,13 @@ def test_registered_layers_of_a_runner(tmp_path, hook):
     runner = toy_runner(tmp_path, 1, None, model=dict(type='RegisteredModel'), custom_hooks=hooks)
     steps = []
     shared = runner.model.shared.activation_quantizer
-    update = quantizer_module._step_alike
+    update = activation_quantizer._step_alike
 
     def count(quantizers):
         steps.extend(q for q in quantizers if q is shared)
         update(quantizers)
 
-    with mock.patch.object(quantizer_module, '_step_alike', count):
+    with mock.patch.object(activation_quantizer, '_step_alike', count):
         runner.train()
     assert shared.layer_name == 'shared'
     assert float(runner.model.stem.activation_quantizer.threshold) > 0

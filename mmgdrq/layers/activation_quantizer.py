@@ -1,0 +1,261 @@
+"""The quantizer of an activation: a running or learned threshold, around the pure functions of ``quant``."""
+
+import math
+from collections.abc import Sequence
+from typing import Union
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import QuantizationError
+from ..quant import (
+    ActivationSpec,
+    Encoded,
+    add_statistic_,
+    clip_activation,
+    collect,
+    encode_activation,
+    encode_clipped,
+    encode_learned,
+    fake_quantize_activation,
+    fake_quantize_learned,
+    learned_range_scale,
+    step_of,
+    threshold_of,
+)
+from ..quant.spec import MEAN_RULES
+from .quantizer import CLIP, FLOAT, QUANTIZE, Quantizer
+
+
+class ActivationQuantizer(Quantizer):
+    """Fake-quantizes the input of one layer with a running threshold.
+
+    Each training iteration adds the statistics of its calls to ``pending``; :meth:`update` turns them into
+    one step of the running threshold. The first call that is not all zero calibrates; at the end of its
+    iteration :meth:`settle` replaces that range by the one of all calls and ranks.
+
+    Buffers: ``threshold`` (scalar T), ``signed``, ``initialized``.
+    """
+
+    def __init__(self, spec: ActivationSpec, device=None) -> None:
+        super().__init__(spec, [spec.bits])
+        self.observing = True
+        self.managed = False
+        self.frozen = False
+        self._ready = False
+        self._fresh = False
+        self._signed = False
+        self.observed = False
+        threshold = torch.zeros((), device=device)
+        if spec.range == 'learned':
+            self.threshold = nn.Parameter(threshold)
+        else:
+            self.register_buffer('threshold', threshold)
+        self.register_buffer('signed', torch.tensor(spec.signed is True, device=device))
+        self.register_buffer('initialized', torch.tensor(False, device=device))
+        pending = torch.zeros(3, dtype=torch.float64, device=device)
+        self.register_buffer('pending', pending, persistent=False)
+
+    def forward(self, x: Tensor, encode: bool = False) -> Union[Tensor, Encoded]:
+        """Return the fake-quantized (or clipped) input, shape and dtype of ``x``.
+
+        Args:
+            x: any shape.
+            encode: return an operand for :mod:`mmgdrq.quant.operators` instead.
+        """
+        if self.mode == FLOAT or x.numel() == 0:
+            return self._idle(x)
+        observing = self._is_observing()
+        at_once = (
+            encode and observing and not self.is_fresh() and self.mode == QUANTIZE and self.spec.range in MEAN_RULES
+        )  # the statistic is a by-product of quantizing
+        if observing and not at_once:
+            self.observe(x)
+        if not self.is_ready():
+            return self._idle(self._without_range(x))
+        self._keep_positive()
+        if self.mode == CLIP:
+            clip = encode_clipped if encode else clip_activation
+            return clip(self._idle(x), self.threshold.detach(), self._signed)
+        levels, limits = self.spec.levels(self._signed), self.spec.code_limits(self._signed)
+        if self.spec.range == 'learned' and (torch.is_grad_enabled() or not encode):
+            step = step_of(self.threshold, levels)
+            values = fake_quantize_learned(x, step, limits, learned_range_scale(x.numel(), limits, levels))
+            return encode_learned(values, x, step, limits) if encode else values
+        if encode:
+            return self._encode(x, levels, limits, torch.is_grad_enabled(), at_once)
+        return fake_quantize_activation(x, self.threshold, levels, limits)
+
+    @torch.no_grad()
+    def _encode(self, x: Tensor, levels: int, limits: tuple[int, int], keep: bool, observing: bool) -> Encoded:
+        statistic = torch.empty(2, dtype=torch.float64, device=x.device) if observing else None
+        threshold = self.threshold.detach()
+        powers = self.spec.range == 'lehmer'
+        encoded = encode_activation(x, threshold, levels, limits, 'input', keep, x.requires_grad, statistic, powers)
+        if observing:
+            if self.spec.range == 'mean':
+                statistic[1] = x.numel()
+            self._add(statistic)
+        return encoded
+
+    @torch.no_grad()
+    def observe(self, x: Tensor) -> None:
+        """Add the statistics of one call; the very first one sets the threshold at once."""
+        ready = self.is_ready()
+        if ready and not self._fresh and self.spec.range == 'learned':
+            return
+        if not ready:
+            self._calibrate(x)
+            if not self.is_ready():
+                return
+            self._fresh = True
+        if self._fresh:
+            self.pending[2].add_((x.amin() < 0).double())
+        self._add(collect(x, self.spec, self._signed))
+
+    def _add(self, statistic: Tensor) -> None:
+        add_statistic_(self.pending[:2], statistic, self.spec)
+        self.observed = True
+        if not self.managed:
+            self.update()
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Turn the pending statistics into one step of the running threshold."""
+        step_thresholds([self])
+
+    def settle(self, total: float, count: float, negative: float) -> None:
+        """Take the first range from the statistics of all calls of the iteration, and of the other ranks.
+
+        Also for a rank that has seen no elements yet.
+        """
+        self.observed = False
+        if count == 0:
+            return
+        signed = self.spec.signed
+        signed = negative > 0 if signed == 'auto' else signed
+        statistic = torch.tensor(total / count, dtype=torch.float64, device=self.threshold.device)
+        if not math.isfinite(total / count):  # a later call of the first iteration, or another rank
+            raise self._not_finite()
+        self.pending.zero_()
+        self.set_range(threshold_of(statistic, self.spec, signed), signed)
+        self._fresh = False
+
+    def rule(self) -> tuple:
+        """Equal for quantizers whose thresholds follow the same rule on the same device."""
+        return self.spec, self._signed, self.threshold.device
+
+    def is_fresh(self) -> bool:
+        """Whether the first range is not final yet, or there is none; asks the device for nothing."""
+        return self._fresh or not self._ready
+
+    def is_ready(self) -> bool:
+        """Whether there is a range; asks the device only until there is one."""
+        if not self._ready and bool(self.initialized):
+            self._ready, self._signed = True, bool(self.signed)
+        return self._ready
+
+    def _is_observing(self) -> bool:
+        # In a managed model the root decides: a frozen backbone stage is in eval mode while the model
+        # trains (frozen_stages of OpenMMLab), and needs ranges as well.
+        return self.observing and (self.managed or self.training)
+
+    def _calibrate(self, x: Tensor) -> None:
+        lowest, highest = x.aminmax()
+        if not bool(torch.isfinite(lowest) & torch.isfinite(highest)):
+            raise self._not_finite()
+        if bool(highest == 0) and bool(lowest == 0):
+            return
+        signed = self.spec.signed
+        signed = bool(lowest < 0) if signed == 'auto' else signed
+        total, count = collect(x, self.spec, signed)
+        self.set_range(threshold_of(total / count, self.spec, signed), signed)
+
+    def _not_finite(self) -> QuantizationError:
+        return QuantizationError(
+            f'{self.layer_name or "a quantized layer"}: its first input is not finite, so it has no '
+            'range. Check the data, the learning rate and the layers before it'
+        )
+
+    def set_range(self, threshold: Tensor, signed: bool) -> None:
+        """Set the threshold (a scalar) and the sign of the grid; both count as initialized."""
+        self.threshold.data.copy_(threshold)
+        self.signed.fill_(signed)
+        self.initialized.fill_(True)
+        self._ready, self._signed = True, signed
+
+    def _without_range(self, x: Tensor) -> Tensor:
+        if self._is_observing() or (self.training and (not self.managed or not bool((x != 0).any()))):
+            return x  # nothing but zeros so far, or not in charge of its own iteration
+        layer = self.layer_name or 'a quantized layer'
+        if self.frozen:
+            raise QuantizationError(
+                f'{layer}: the activation ranges are frozen, but it has none, so it would be trained in float. Let '
+                'freeze begin later, after some iterations of reshape or quantize, or start from a checkpoint of the '
+                'quantized model'
+            )
+        if self.training:
+            raise QuantizationError(
+                f'{layer}: it has no activation range and is trained outside of the forward pass of the quantized '
+                'model, which sets the ranges. Call the model itself, model(...), not model.loss(...) or a part of it'
+            )
+        raise QuantizationError(
+            f'{layer}: its activation range was never set, so the quantized model cannot be evaluated. Train at least '
+            'one iteration, or load a checkpoint of the quantized model (this one looks like a float checkpoint). '
+            'Registered layers in a frozen part of a model that trains need ScaleClipHook or GDRQHook'
+        )
+
+    def _save_to_state_dict(self, destination, prefix, keep_vars) -> None:
+        self.is_ready()
+        self.observed = True  # an averaged copy got its pending statistics as a buffer
+        self.update()
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+
+    def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
+        super()._load_from_state_dict(state_dict, prefix, *args)
+        self._ready = self._fresh = self.observed = False
+        self.pending.zero_()
+        self.is_ready()
+
+    @staticmethod
+    def describe(layout: Tensor) -> str:
+        return f'bits={layout.tolist()[0]:.0f}'
+
+
+@torch.no_grad()
+def settle_first_ranges(quantizers: Sequence[ActivationQuantizer]) -> None:
+    """:meth:`ActivationQuantizer.settle` of those that have seen their first elements; the device is asked once."""
+    fresh = [quantizer for quantizer in quantizers if quantizer.observed and quantizer.is_fresh()]
+    if not fresh:
+        return
+    device = fresh[0].pending.device
+    for quantizer, statistic in zip(fresh, torch.stack([q.pending.to(device) for q in fresh]).tolist()):
+        quantizer.settle(*statistic)
+
+
+@torch.no_grad()
+def step_thresholds(quantizers: Sequence[ActivationQuantizer]) -> None:
+    """One step of the running thresholds that have seen something since their last one, all at once.
+
+    A statistic without elements, or one that is not finite, leaves its threshold as it is.
+    """
+    settle_first_ranges(quantizers)
+    groups: dict[tuple, list[ActivationQuantizer]] = {}
+    for quantizer in quantizers:
+        if quantizer.observed:
+            groups.setdefault(quantizer.rule(), []).append(quantizer)
+    for group in groups.values():
+        _step_alike(group)
+
+
+def _step_alike(quantizers: list[ActivationQuantizer]) -> None:
+    spec, signed, _ = quantizers[0].rule()
+    total, count, _ = torch.stack([q.pending for q in quantizers]).unbind(1)
+    new = threshold_of(total / torch.where(count > 0, count, 1.0), spec, signed)
+    old = torch.stack([q.threshold for q in quantizers])
+    usable = (count > 0) & torch.isfinite(new)
+    steps = torch.where(usable, (new - old) * spec.momentum, 0.0)
+    for quantizer, step in zip(quantizers, steps.unbind()):
+        quantizer.threshold.add_(step)
+        quantizer.pending.zero_()
+        quantizer.observed = False

@@ -1,0 +1,134 @@
+"""The quantizer of a weight: ranges as buffers or parameters, around the pure functions of ``quant``."""
+
+from typing import Union
+
+import torch
+from torch import Tensor, nn
+
+from ..quant import (
+    Encoded,
+    WeightSpec,
+    encode_learned,
+    encode_weight,
+    encode_weight_by_rule,
+    fake_quantize_learned,
+    fake_quantize_weight,
+    improve_weight_range,
+    learned_range_scale,
+    num_groups,
+    weight_range,
+    weight_step,
+)
+from ..quant.spec import GRIDS
+from .cache import WeightCache
+from .quantizer import FLOAT, Quantizer
+
+
+class WeightQuantizer(Quantizer):
+    """Fake-quantizes the weight of one layer, with one range a group of filters.
+
+    ``'mean'`` and ``'minmax'`` ranges follow the weight in every forward pass and have no state.
+    ``'search'`` keeps a buffer ``alpha`` of shape ``(G,)``, renewed once a training iteration;
+    ``'learned'`` has a parameter ``alpha``, which starts from a search.
+
+    Args:
+        spec: what to quantize to.
+        weight: the layer's weight, shape ``(O, ...)``.
+    """
+
+    def __init__(self, spec: WeightSpec, weight: Tensor) -> None:
+        k = spec.multiplier if spec.range == 'mean' else 0.0
+        super().__init__(spec, [spec.bits, spec.group_size, GRIDS.index(spec.effective_grid), k])
+        self.cache = WeightCache()
+        self.stateful = spec.range in ('search', 'learned')
+        if not self.stateful:
+            return
+        alpha = torch.zeros(num_groups(weight.shape[0], spec.group_size), device=weight.device)
+        if spec.range == 'learned':
+            self.alpha = nn.Parameter(alpha)
+        else:
+            self.register_buffer('alpha', alpha)
+        self.register_buffer('initialized', torch.tensor(False, device=weight.device))
+        self._ready = False
+
+    def forward(self, weight: Tensor, encode: bool = False) -> Union[Tensor, Encoded]:
+        """Return the fake-quantized weight, shape and dtype of ``weight``.
+
+        Args:
+            weight: shape ``(O, ...)``.
+            encode: return an operand for :mod:`mmgdrq.quant.operators` instead.
+        """
+        if self.mode == FLOAT:
+            return self._idle(weight)
+        if encode and self.spec.range == 'learned':
+            return self._learned(weight, True)
+        if encode:
+            with torch.no_grad():
+                return self.cache.operand(weight, self._encode)
+        if not self.training and not torch.is_grad_enabled():
+            return self.cache.values(self._fake_quantize, weight, *([self.alpha] if self.stateful else []))
+        return self._fake_quantize(weight)
+
+    def _encode(self, weight: Tensor) -> Encoded:
+        if not self.stateful:
+            return encode_weight_by_rule(weight, self.spec, 'weight')
+        step = weight_step(weight, self.range_of(weight), self.spec)
+        return encode_weight(weight, step, self.spec.code_limits, 'weight', self.spec.offset)
+
+    def _fake_quantize(self, weight: Tensor) -> Tensor:
+        if self.spec.range == 'learned':
+            return self._learned(weight, False)
+        step = weight_step(weight, self.range_of(weight), self.spec)
+        return fake_quantize_weight(weight, step, self.spec.code_limits, self.spec.offset)
+
+    def _learned(self, weight: Tensor, encode: bool) -> Union[Tensor, Encoded]:
+        step = weight_step(weight, self.range_of(weight), self.spec)
+        # the filters of a group share one step, so its gradient counts the elements of all of them
+        shared = weight.numel() / self.alpha.numel()
+        scale = learned_range_scale(shared, self.spec.code_limits, self.spec.levels)
+        values = fake_quantize_learned(weight, step, self.spec.code_limits, scale, self.spec.offset)
+        if not encode:
+            return values
+        return encode_learned(values, weight, step, self.spec.code_limits, self.spec.offset)
+
+    def range_of(self, weight: Tensor) -> Tensor:
+        """Range alpha of every group, shape ``(G,)``."""
+        if not self.stateful:
+            return weight_range(weight, self.spec)
+        if not self.is_ready():
+            self.renew(weight)
+        self._keep_positive()
+        return self.alpha
+
+    def is_ready(self) -> bool:
+        """Whether a searched or learned range has its first value."""
+        self._ready = self._ready or bool(self.initialized)
+        return self._ready
+
+    @torch.no_grad()
+    def renew(self, weight: Tensor) -> None:
+        """Fit the range to the present weight: a search the first time, then the best of three nearby."""
+        ready = self.is_ready() and self.spec.range == 'search'
+        alpha = improve_weight_range(weight, self.alpha, self.spec) if ready else weight_range(weight, self.spec)
+        self.alpha.copy_(alpha)
+        self.initialized.fill_(True)
+        self._ready = True
+        self.cache.clear()
+
+    def train(self, mode: bool = True) -> 'WeightQuantizer':
+        """Switch the mode; what was kept of the weight is forgotten."""
+        self.cache.clear()
+        return super().train(mode)
+
+    def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
+        super()._load_from_state_dict(state_dict, prefix, *args)
+        if self.spec.range == 'search' and f'{prefix}alpha' not in state_dict:
+            self.initialized.fill_(False)  # the weight may be another one
+        self._ready = False
+        self.cache.clear()
+
+    @staticmethod
+    def describe(layout: Tensor) -> str:
+        bits, group_size, grid, k = layout.tolist()
+        text = f'bits={bits:.0f}, group_size={group_size:.0f}, grid={GRIDS[int(grid)]!r}'
+        return f'{text}, k={k:g}' if k else text
