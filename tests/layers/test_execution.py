@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 import mmgdrq
 from mmgdrq.errors import ConfigError, QuantizationError
-from mmgdrq.layers import LeanReLU, quantizer, set_execution
+from mmgdrq.layers import LeanReLU, quantizer, set_execution, weight_quantizer
 from mmgdrq.quant import backend
 from tests.toy import log_of, toy_runner
 
@@ -213,8 +213,8 @@ def test_a_shared_weight_is_quantized_once_an_iteration(monkeypatch, again):
     model = mmgdrq.quantize(Levels(again)).train()
     model(torch.randn(1, 3, 8, 8))
     calls = []
-    encode = quantizer.encode_weight_by_rule
-    monkeypatch.setattr(quantizer, 'encode_weight_by_rule', lambda *args: calls.append(args[0]) or encode(*args))
+    encode = weight_quantizer.encode_weight_by_rule
+    monkeypatch.setattr(weight_quantizer, 'encode_weight_by_rule', lambda *args: calls.append(args[0]) or encode(*args))
     for _ in range(2):
         calls.clear()
         model(torch.randn(1, 3, 8, 8)).backward()
