@@ -1,6 +1,6 @@
 """Turn a float model into a quantized one, in place."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Callable, Optional
 
 from torch import nn
@@ -100,9 +100,9 @@ def check_not_empty(plan: Plan) -> None:
         raise ConfigError(f'model: nothing would be quantized ({reasons})')
 
 
-def quantization_keys(state_dict: Mapping[str, Any], prefix: str = '') -> list[str]:
-    """Keys of a state dict that belong to quantizers."""
-    return [key for key in state_dict if key.startswith(prefix) and any(part in '.' + key for part in _QUANTIZER_KEYS)]
+def quantization_keys(keys: Iterable[str], prefix: str = '') -> list[str]:
+    """Those of the keys of a state dict that belong to quantizers."""
+    return [key for key in keys if key.startswith(prefix) and any(part in '.' + key for part in _QUANTIZER_KEYS)]
 
 
 def _check_state(model, state_dict, prefix, *_) -> None:
@@ -129,9 +129,10 @@ def _check_state(model, state_dict, prefix, *_) -> None:
 
 def _allow_float_weights(model: nn.Module, incompatible_keys) -> None:
     """Float weights fit a quantized model, with ``strict=True`` too: they have no quantization state to miss."""
-    own = [*quantization_keys(model.state_dict()), BUFFER]
     missing = incompatible_keys.missing_keys
-    missing[:] = [key for key in missing if not any(f'.{key}'.endswith(f'.{name}') for name in own)]
+    added = set(quantization_keys(missing))  # all of them or none: _check_state has refused the rest
+    if added:
+        missing[:] = [key for key in missing if key not in added and key.rpartition('.')[2] != BUFFER]
 
 
 def is_quantized_model(model: nn.Module) -> bool:
