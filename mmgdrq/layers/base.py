@@ -99,10 +99,7 @@ def operands(layer: nn.Module, x: Tensor) -> tuple[Operand, Operand]:
     plain = torch.compiler.is_compiling() or torch.jit.is_tracing() or not layer.one_byte or x.numel() == 0
     if plain or any(quantizer._forward_hooks for quantizer in quantizers):
         return layer.activation_quantizer(x), layer.weight_quantizer(layer.weight)
-    encode = torch.is_grad_enabled()
-    if encode and not quantizers[1].training and isinstance(quantizers[1], WeightQuantizer):
-        quantizers[1].cache.clear()  # only a training iteration clears it by itself
-    return _operand(quantizers[0], x, True), _operand(quantizers[1], layer.weight, encode)
+    return _operand(quantizers[0], x, True), _operand(quantizers[1], layer.weight, torch.is_grad_enabled())
 
 
 def _operand(quantizer: nn.Module, tensor: Tensor, encode: bool) -> Operand:

@@ -63,6 +63,8 @@ class WeightQuantizer(Quantizer):
         if encode and self.spec.range == 'learned':
             return self._learned(weight, True)
         if encode:
+            if not self.training:
+                self.cache.clear()  # only a training iteration does so by itself
             with torch.no_grad():
                 return self.cache.operand(weight, self._encode)
         if not self.training and not torch.is_grad_enabled():
