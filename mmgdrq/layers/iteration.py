@@ -14,6 +14,7 @@ from torch import nn
 
 from .activation_quantizer import ActivationQuantizer, settle_first_ranges, step_thresholds
 from .base import is_quantized
+from .quantizer import FLOAT
 from .weight_quantizer import WeightQuantizer
 
 
@@ -73,9 +74,9 @@ def _begin(model: nn.Module, args) -> None:
 def _end(model: nn.Module, args, output) -> None:
     if not model.training:
         return
-    quantizers = activation_quantizers(model)
-    for quantizer in quantizers:
+    for quantizer in activation_quantizers(model):
         quantizer.observing = False
+    quantizers = [q for q in activation_quantizers(model) if q.mode != FLOAT]  # the same ones on all ranks
     if not quantizers:
         return
     if dist.is_available() and dist.is_initialized():
