@@ -75,8 +75,7 @@ class Schedule:
     @property
     def moves(self) -> bool:
         """Whether anything changes after the beginning, so that something has to lead the model."""
-        begins = (self.reshape, self.quantize, self.quantize_activation, self.freeze)
-        return any(value for value in begins)
+        return any((self.reshape, self.quantize, self.quantize_activation, self.freeze))
 
     def stage_at(self, now: int) -> str:
         """The stage after ``now`` epochs (or iterations)."""

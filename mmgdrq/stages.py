@@ -66,7 +66,7 @@ def need_leader(model: nn.Module) -> None:
 
 
 def switch_stage(model: nn.Module, stage: str) -> None:
-    """Do it, for a stage and a model that are known to be right."""
+    """:func:`set_stage` without its checks, and without counting as one that leads the model."""
     getattr(model, BUFFER).fill_(STAGES.index(stage))
     model.gdrq_stage_name = stage
     weight_mode, activation_mode = _MODES[stage]

@@ -132,13 +132,13 @@ class ActivationQuantizer(Quantizer):
         self.observed = False
         if count == 0:
             return
+        statistic = total / count
+        if not math.isfinite(statistic):  # a later call of the first iteration, or another rank
+            raise self._not_finite()
         signed = self.spec.signed
         signed = negative > 0 if signed == 'auto' else signed
-        statistic = torch.tensor(total / count, dtype=torch.float64, device=self.threshold.device)
-        if not math.isfinite(total / count):  # a later call of the first iteration, or another rank
-            raise self._not_finite()
+        self.set_range(threshold_of(self.pending.new_tensor(statistic), self.spec, signed), signed)
         self.pending.zero_()
-        self.set_range(threshold_of(statistic, self.spec, signed), signed)
         self._fresh = False
 
     def rule(self) -> tuple:
@@ -186,7 +186,7 @@ class ActivationQuantizer(Quantizer):
 
     def _without_range(self, x: Tensor) -> Tensor:
         if self._is_observing() or (self.training and (not self.managed or not bool((x != 0).any()))):
-            return x  # nothing but zeros so far, or not in charge of its own iteration
+            return x  # nothing but zeros so far, or a layer of its own whose observing was turned off
         layer = self.layer_name or 'a quantized layer'
         if self.frozen:
             raise QuantizationError(
