@@ -15,7 +15,7 @@ from mmpretrain.structures import DataSample
 from mmseg.structures import SegDataSample
 from torch.utils.data import Dataset
 
-from mmgdrq.policy import weight_layers
+from mmgdrq.survey import weight_layers
 from tests.toy import log_of
 
 SIZE = 64
