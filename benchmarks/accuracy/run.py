@@ -37,20 +37,21 @@ def main() -> None:
     parser.add_argument('--data', type=Path, default=Path('data'), help='folder of the data set')
     parser.add_argument('--rows', default='*', help='globs over names or groups of rows, separated by commas')
     parser.add_argument('--seeds', type=int, default=1, help='number of seeds')
+    parser.add_argument('--first-seed', type=int, default=0, help='the seeds count from here')
     parser.add_argument('--work', type=Path, default=Path('work_dirs/accuracy'), help='folder for intermediate files')
     parser.add_argument('--results', type=Path, default=RESULTS)
     parser.add_argument('--list', action='store_true', help='list the rows and which runs are done')
     args = parser.parse_args()
     version = commit()  # of the code that this process has loaded, whatever is checked out later
-    rows = select(args.rows)
+    rows, seeds = select(args.rows), range(args.first_seed, args.first_seed + args.seeds)
     if args.list:
         for row in rows:
-            done = [s for s in range(args.seeds) if path_of(args.task, row.name, s, args.results).exists()]
+            done = [s for s in seeds if path_of(args.task, row.name, s, args.results).exists()]
             print(f'{row.group:10}{row.name:24}{len(done)} of {args.seeds} done  {row.about}')
         return
     task = importlib.import_module(args.task)
     args.work.mkdir(parents=True, exist_ok=True)
-    for seed in range(args.seeds):
+    for seed in seeds:
         for row in rows:
             if path_of(args.task, row.name, seed, args.results).exists():
                 continue
