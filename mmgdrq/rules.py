@@ -103,9 +103,9 @@ def _overridden(decision: Decision, rule, where: str, layer: Layer) -> Decision:
 
 
 def changed_spec(spec, config, where: str):
-    """Override a spec. A multiplier is one of its bit-width: other bits without one have their default."""
+    """Override a spec. A ``k`` stays with the bits, rule and grid it was given for: others have their default."""
     changed = override_spec(spec, config, where)
-    if changed.bits != spec.bits and isinstance(config, Mapping) and 'k' not in config:
+    if changed.k_belongs_to != spec.k_belongs_to and isinstance(config, Mapping) and 'k' not in config:
         return replace(changed, k=None)
     return changed
 

@@ -239,12 +239,12 @@ def test_a_later_rule_with_bits_quantizes_what_an_earlier_one_skips():
     assert (found['head.fc'].weight.bits, found['head.fc'].activation.bits) == (8, 6)
 
 
-def test_a_multiplier_belongs_to_its_bits():
+def test_a_multiplier_belongs_to_its_bits_grid_and_rule():
     def ks(**quant):
         return {name: (row.weight.multiplier, row.activation.multiplier(False)) for name, row in rows(**quant).items()}
 
-    asked = dict(model=classifier(), weight=dict(bits=2, k=1.5), activation=dict(bits=4, k=1.9))
-    edges, inner = (8.0, 2.7), (1.5, 1.9)
+    asked = dict(model=classifier(), weight=dict(bits=2, k=1.7), activation=dict(bits=4, k=1.9))
+    edges, inner = (8.0, 2.7), (1.7, 1.9)
     assert ks(**asked) == {
         'backbone.conv1': edges,
         'backbone.layer1.0': inner,
@@ -262,6 +262,13 @@ def test_a_multiplier_belongs_to_its_bits():
     assert found['backbone.layer1.0'] == (2.5, 1.9), 'the rule changes the bits of the weight alone'
     assert found['backbone.layer1.1'] == (1.1, 1.9)
     assert found['head.fc'] == (7.0, 2.7)
+    changes = [
+        dict(pattern='backbone.layer1.0', weight=dict(grid='narrow_range'), activation=dict(range='mean')),
+        dict(pattern='backbone.layer1.1', weight=dict(range='search'), activation=dict(range='mean', k=1.9)),
+    ]
+    found = ks(**asked, rules=changes)
+    assert found['backbone.layer1.0'] == (1.5, 12.0), 'the defaults of three levels and of the mean'
+    assert found['backbone.layer1.1'] == (1.7, 1.9), 'Scale-Clip has the same k with every range of the weight'
     at_eight_already = ks(model=classifier(), weight=dict(bits=8, k=6.0), activation=dict(bits=8, k=2.0))
     assert set(at_eight_already.values()) == {(6.0, 2.0)}
 

@@ -142,6 +142,11 @@ class WeightSpec:
         return TERNARY_K if self.code_limits == (-1, 1) else WEIGHT_K[self.bits]
 
     @property
+    def k_belongs_to(self) -> tuple:
+        """What the default of ``k`` depends on: a ``k`` that was given says nothing about other values of these."""
+        return self.bits, self.effective_grid
+
+    @property
     def clip_multiplier(self) -> float:
         """Multiplier of Scale-Clip: that of the range, but by default at least 2, whose fixed point is uniform."""
         return self.multiplier if self.k is not None else max(self.multiplier, UNIFORM_K)
@@ -185,6 +190,11 @@ class ActivationSpec:
     def enabled(self) -> bool:
         """Whether the tensor is quantized at all."""
         return self.bits != FLOAT_BITS
+
+    @property
+    def k_belongs_to(self) -> tuple:
+        """What the default of ``k`` depends on: a ``k`` that was given says nothing about other values of these."""
+        return self.bits, self.range, self.signed
 
     def code_limits(self, signed: bool) -> tuple[int, int]:
         """Lowest and highest integer code of the signed or unsigned grid.
