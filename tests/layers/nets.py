@@ -96,3 +96,26 @@ class PartlyUsed(nn.Module):
 
     def forward(self, x):
         return self.last(self.second(self.first(x).relu()).relu())
+
+
+def relu_net():
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1, bias=False),
+        nn.BatchNorm2d(8),
+        nn.ReLU(inplace=True),
+        nn.Conv2d(8, 8, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(8, 8, 3, stride=2),
+        nn.ReLU(inplace=True),
+        nn.Flatten(),
+        nn.Linear(8 * 9, 6),
+        nn.ReLU(),
+        nn.Linear(6, 4),
+    )
+
+
+def edgeless(**quant):
+    """Quantize the only layer as asked, though it is the first and the last."""
+    quant = {'weight': dict(bits=2), 'activation': dict(bits=4), **quant}
+    return dict(rules=[dict(pattern='1', **quant)])

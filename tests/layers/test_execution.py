@@ -13,8 +13,8 @@ from torch.utils.checkpoint import checkpoint
 
 import mmgdrq
 from mmgdrq.errors import ConfigError, QuantizationError
-from mmgdrq.layers import LeanReLU, quantizer, set_execution, weight_quantizer
-from mmgdrq.quant import backend
+from mmgdrq.layers import LeanReLU, quantizer, set_execution
+from tests.layers.nets import relu_net
 from tests.toy import log_of, toy_runner
 
 SWITCHES = [dict(codes=False), dict(cache=False), dict(lean_relu=False), dict(kernels=False)]
@@ -37,32 +37,9 @@ LAYERS = {
 }
 
 
-@pytest.fixture(autouse=True)
-def kernels_stay_on():
-    yield
-    backend.enable(True)
-
-
-def net():
-    torch.manual_seed(0)
-    return nn.Sequential(
-        nn.Conv2d(3, 8, 3, padding=1, bias=False),
-        nn.BatchNorm2d(8),
-        nn.ReLU(inplace=True),
-        nn.Conv2d(8, 8, 3, padding=1),
-        nn.ReLU(),
-        nn.Conv2d(8, 8, 3, stride=2),
-        nn.ReLU(inplace=True),
-        nn.Flatten(),
-        nn.Linear(8 * 9, 6),
-        nn.ReLU(),
-        nn.Linear(6, 4),
-    )
-
-
 def losses_of(switches, steps=100, stage='quantize', **config):
     config = dict(dict(weight=dict(bits=2), activation=dict(bits=4)), **config)
-    model = mmgdrq.quantize(net(), **config, stage=stage).train()
+    model = mmgdrq.quantize(relu_net(), **config, stage=stage).train()
     set_execution(model, **switches)
     optimizer = torch.optim.SGD(model.parameters(), 0.02, momentum=0.9)
     mmgdrq.ScaleClip(model).attach(optimizer)
@@ -194,139 +171,6 @@ def test_a_lean_block_keeps_less_than_a_float_block():
     assert kept(model, x)[0] < 0.75 * float_bytes
 
 
-class Levels(nn.Module):
-    """A head over several levels, in the way of activation checkpointing or not."""
-
-    def __init__(self, again):
-        super().__init__()
-        self.stem, self.head, self.last = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 2, 1)
-        self.again = again
-
-    def forward(self, x):
-        levels = [self.stem(x), self.stem(x[..., ::2, ::2])]
-        run = (lambda y: checkpoint(self.head, y, use_reentrant=False)) if self.again else self.head
-        return sum(self.last(run(level)).sum() for level in levels)
-
-
-@pytest.mark.parametrize('again', [False, True])
-def test_a_shared_weight_is_quantized_once_an_iteration(monkeypatch, again):
-    model = mmgdrq.quantize(Levels(again)).train()
-    model(torch.randn(1, 3, 8, 8))
-    calls = []
-    encode = weight_quantizer.encode_weight_by_rule
-    monkeypatch.setattr(weight_quantizer, 'encode_weight_by_rule', lambda *args: calls.append(args[0]) or encode(*args))
-    for _ in range(2):
-        calls.clear()
-        model(torch.randn(1, 3, 8, 8)).backward()
-        assert len(calls) == 3, 'stem, head and last'
-    set_execution(model, cache=False)
-    calls.clear()
-    model(torch.randn(1, 3, 8, 8)).backward()
-    assert len(calls) == (8 if again else 6)
-
-
-def change_by_step(weight):
-    weight.grad = torch.randn_like(weight)
-    torch.optim.SGD([weight], 1.0).step()
-
-
-def change_by_data(weight):
-    weight.data.mul_(-3)
-
-
-def change_by_swap(weight):
-    weight.data = torch.randn_like(weight)
-
-
-def change_in_place(weight):
-    with torch.no_grad():
-        weight.view(-1)[1] -= 100 * weight.view(-1)[1].sign()  # to the other end of the range
-
-
-def change_places(weight):
-    weight.data.copy_(weight.data.flip(0))
-
-
-@pytest.mark.parametrize('change', [change_by_step, change_by_data, change_by_swap, change_in_place, change_places])
-@pytest.mark.parametrize('rule', ['mean', 'search', 'learned'])
-def test_evaluation_follows_the_weight(change, rule):
-    layer = mmgdrq.Conv2d(4, 64, 3, weight=dict(bits=4, range=rule)).train()
-    x = torch.randn(1, 4, 6, 6)
-    layer(x)
-    layer.eval()
-    with torch.no_grad():
-        first = layer(x)
-        assert torch.equal(layer(x), first)
-    change(layer.weight)
-    with torch.no_grad():
-        again = layer(x)
-    fresh = copy.deepcopy(layer)
-    fresh.weight_quantizer.cache.enabled = False
-    with torch.no_grad():
-        assert torch.equal(again, fresh(x))
-    assert not torch.equal(again, first)
-
-
-@pytest.mark.parametrize('change', [change_by_step, change_by_data, change_by_swap, change_in_place, change_places])
-@pytest.mark.parametrize('rule', ['mean', 'search', 'learned'])
-@pytest.mark.parametrize('training', [False, True])
-def test_a_pass_with_gradients_follows_the_weight(change, rule, training):
-    model = mmgdrq.quantize(net(), dict(bits=4, range=rule), stage='quantize').train()
-    x = torch.randn(4, 3, 8, 8)
-    model(x)
-    model.train(training)
-    model.gdrq_frozen = True
-    first = model(x).detach()
-    assert torch.equal(model(x), first)
-    change(model[3].weight)
-    fresh = copy.deepcopy(model)
-    set_execution(fresh, cache=False)
-    again = model(x).detach()
-    assert torch.equal(again, fresh(x))
-    assert not torch.equal(again, first)
-
-
-@pytest.mark.parametrize('kernels', [False, True])
-def test_evaluation_with_gradients_follows_scale_clip(kernels):
-    model = mmgdrq.quantize(net(), dict(bits=2)).train()
-    set_execution(model, kernels=kernels)
-    x = torch.randn(4, 3, 8, 8)
-    model(x)
-    model.eval()
-    first = model(x).detach()
-    mmgdrq.ScaleClip(model)()
-    fresh = copy.deepcopy(model)
-    set_execution(fresh, cache=False, kernels=kernels)
-    again = model(x).detach()
-    assert torch.equal(again, fresh(x))
-    assert not torch.equal(again, first)
-
-
-def test_evaluation_follows_a_learned_range():
-    layer = mmgdrq.Linear(8, 4, weight=dict(bits=4, range='learned')).train()
-    x = torch.randn(2, 8)
-    layer(x)
-    layer.eval()
-    with torch.no_grad():
-        first = layer(x)
-        layer.weight_quantizer.alpha.data.mul_(2)
-        assert not torch.equal(layer(x), first)
-
-
-def test_a_state_that_is_loaded_is_evaluated():
-    one, two = (mmgdrq.quantize(net()).train() for _ in range(2))
-    x = torch.randn(2, 3, 8, 8)
-    one(x)
-    with torch.no_grad():
-        for parameter in two.parameters():
-            parameter.add_(torch.randn_like(parameter))
-        two(x)
-        expected = two.eval()(x)
-        one.eval()(x)
-        one.load_state_dict(two.state_dict())
-        assert torch.equal(one(x), expected)
-
-
 def test_hooks_on_a_quantizer_see_tensors():
     layer = mmgdrq.Conv2d(4, 6, 3).train()
     x = torch.rand(1, 4, 6, 6)
@@ -388,7 +232,7 @@ def test_a_gradient_penalty_needs_codes_off_and_says_so(config, lean):
 
 @pytest.mark.parametrize('reentrant', [False, True])
 def test_checkpointing_and_loss_scaling_ask_for_no_second_gradient(reentrant):
-    model = mmgdrq.quantize(net()).train()
+    model = mmgdrq.quantize(relu_net()).train()
     x = torch.randn(4, 3, 8, 8)
     model(x)
     grads = []
@@ -405,7 +249,7 @@ def test_checkpointing_and_loss_scaling_ask_for_no_second_gradient(reentrant):
 @pytest.mark.parametrize('grad', [False, True])
 @pytest.mark.parametrize('config', [{}, dict(weight=LEARNED, activation=LEARNED)], ids=str)
 def test_a_trace_computes_what_the_model_computes(config, grad):
-    model = mmgdrq.quantize(net(), **config).train()
+    model = mmgdrq.quantize(relu_net(), **config).train()
     model(torch.randn(4, 3, 8, 8))
     x = torch.randn(2, 3, 8, 8)
     model.eval()(x)
@@ -420,14 +264,14 @@ def test_a_trace_computes_what_the_model_computes(config, grad):
 
 def test_operations_are_counted_as_those_of_the_float_model():
     x = torch.randn(2, 3, 8, 8)
-    expected = get_model_complexity_info(net().eval(), inputs=x)['flops']
-    model = mmgdrq.quantize(net()).train()
+    expected = get_model_complexity_info(relu_net().eval(), inputs=x)['flops']
+    model = mmgdrq.quantize(relu_net()).train()
     model(x)
     assert get_model_complexity_info(model.eval(), inputs=x)['flops'] == expected
 
 
 def test_lean_relu_is_the_default_and_can_be_turned_off():
-    model = mmgdrq.quantize(net())
+    model = mmgdrq.quantize(relu_net())
     relus = [module for module in model if isinstance(module, nn.ReLU)]
     assert {type(module) for module in relus} == {LeanReLU}
     assert not set_execution(model, lean_relu=False).lean_relu
@@ -442,7 +286,7 @@ def test_lean_relu_is_the_default_and_can_be_turned_off():
 )
 def test_bad_switches(switches, message):
     with pytest.raises(ConfigError, match=message):
-        set_execution(net(), **switches)
+        set_execution(relu_net(), **switches)
 
 
 def test_the_config_switches(tmp_path):

@@ -1,0 +1,11 @@
+"""Tests of layers leave the kernels as they found them."""
+
+import pytest
+
+from mmgdrq.quant import backend
+
+
+@pytest.fixture(autouse=True)
+def kernels_stay_on():
+    yield
+    backend.enable(True)
