@@ -1,7 +1,6 @@
 """The digits dataset: reproducible, consistent, readable by OpenMMLab, safely written."""
 
 import importlib
-import importlib.util
 import json
 import os
 import subprocess
@@ -27,16 +26,9 @@ TINY = {
 }
 
 
-def load_tool():
-    """Import the tool from its file."""
-    spec = importlib.util.spec_from_file_location('make_digits', REPO / 'tools' / 'make_digits.py')
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-tool = load_tool()
+sys.path.insert(0, str(REPO / 'tools'))  # as `python tools/make_digits.py` has it
+scenes = importlib.import_module('digits_scenes')
+tool = importlib.import_module('make_digits')
 
 
 def command(out: Path, **changes) -> list:
@@ -109,7 +101,7 @@ def test_no_scan_is_in_two_splits(digits):
 
 
 def test_category_is_the_digit_of_the_scan(digits):
-    _, targets = tool.digit_scans()
+    _, targets = scenes.digit_scans()
     for _, annotation, _ in instances(digits):
         assert annotation['category_id'] == targets[annotation['source']] + 1
     for path in digits.glob('crops/*/*/*.png'):
@@ -142,20 +134,20 @@ def test_segmentation_map_agrees_with_the_masks(digits, split):
 
 def test_hidden_digits_are_dropped():
     solid = np.ones((20, 20))
-    below = tool.Layer(source=0, x=0, y=0, alpha=solid)
-    mostly_over = tool.Layer(source=1, x=5, y=5, alpha=solid)
-    fully_over = tool.Layer(source=2, x=1, y=1, alpha=solid)
-    assert tool.drop_hidden([below, fully_over], 64) == [fully_over]
-    assert tool.drop_hidden([below, mostly_over], 64) == [mostly_over]
+    below = scenes.Layer(source=0, x=0, y=0, alpha=solid)
+    mostly_over = scenes.Layer(source=1, x=5, y=5, alpha=solid)
+    fully_over = scenes.Layer(source=2, x=1, y=1, alpha=solid)
+    assert scenes.drop_hidden([below, fully_over], 64) == [fully_over]
+    assert scenes.drop_hidden([below, mostly_over], 64) == [mostly_over]
     beside = below._replace(x=14)
-    assert tool.drop_hidden([below, beside], 64) == [below, beside]
+    assert scenes.drop_hidden([below, beside], 64) == [below, beside]
 
 
 @pytest.mark.parametrize('size', [8, 16, 60])
 def test_every_scan_can_be_rendered(size):
     rng = np.random.default_rng(0)
     for source in range(0, 1797, 7):
-        alpha = tool.render_glyph(source, size, rng)
+        alpha = scenes.render_glyph(source, size, rng)
         assert alpha.min() >= 0
         assert alpha.max() <= 1
         assert 0.6 * size < alpha.shape[0] < 1.4 * size
