@@ -1,15 +1,6 @@
-"""A quantized block as ONNX nodes: input codes, integer weights, one scale and one bias a filter.
+"""A quantized block as an engine sees it: input codes, integer weights, one scale and one bias a filter.
 
-Profiles put the same block into the form that an engine turns into integer kernels:
-
-- ``'openvino'``: a float ``Clip`` before ``QuantizeLinear``, a float bias.
-- ``'onnxruntime'``: ``QuantizeLinear``, then an integer ``Clip``, an int32 bias. A result that would make the
-  engine compute in float is quantized to 8 bits, or computed as int32 and scaled, see :mod:`.results`.
-- ``'tensorrt'``: as ``'openvino'``, but every input is symmetric int8 and weights are int8 constants, as TensorRT
-  asks for. An unsigned 8-bit input loses one bit by that.
-
-A :class:`BlockModule` computes in torch what its nodes compute, rounded bias and quantized result included: a model
-of them is the simulation of what the engine runs.
+Profiles say which engine. They differ in how it rounds (:mod:`.rounding`) and in its nodes (:mod:`.nodes`).
 """
 
 from dataclasses import dataclass, replace
@@ -18,12 +9,11 @@ from typing import Any, Optional
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd import Function
 
 from ..errors import ExportError
-from ..quant import pack, quantize, unpack
+from ..quant import quantize
 from .layers import FoldedLinear
-from .rounding import onnxruntime_result, openvino_codes, unit_of_bias, without_products, written_scale
+from .rounding import openvino_codes, unit_of_bias, without_products, written_scale
 
 PROFILES = ('openvino', 'onnxruntime', 'tensorrt')
 INT8_MAX = 127
@@ -107,80 +97,6 @@ class Block:
         return total * self.per_filter(scale) + self.per_filter(offset)
 
 
-class BlockModule(nn.Module):
-    """A block in the place of its folded layer, for export.
-
-    Args:
-        block: what it computes.
-        exported: receives the module each time that it becomes ONNX nodes.
-
-    Attributes:
-        range: lowest and highest result so far.
-        rank: dimensions of the last input.
-        result: grid that the result is rounded to; None: the result stays float.
-        reader: grid of the only layer that reads the result, at most behind a ReLU; the engine rounds to it at once.
-        rounds: whether ``result`` is a grid of its own, and not that of the next layer's input.
-        trained: the grid that the model was trained with, see :mod:`.simulation`.
-        alone: whether the engine computes the input quantizer alone, see :mod:`.rounding`.
-        ends: whether the block is computed as int32 and then scaled and shifted in float, with a float bias.
-    """
-
-    def __init__(self, block: Block, exported: list) -> None:
-        super().__init__()
-        self.block, self.exported = block, exported
-        self.range = (0.0, 0.0)
-        self.rank = 0
-        self.result: Optional[Grid] = None
-        self.reader: Optional[Grid] = None
-        self.rounds = self.ends = self.alone = False
-        self.trained: Optional[Grid] = None
-
-    def is_product(self) -> bool:
-        """Whether the block became a MatMul: a linear layer on inputs of more than two dimensions."""
-        return self.block.geometry is None and self.rank != 2
-
-    def has_integer_bias(self) -> bool:
-        """Whether the bias is rounded to an integer number of units."""
-        return self.block.profile == 'onnxruntime' and self.block.is_integer and not self.ends
-
-    @property
-    def refinement(self) -> int:
-        """Factor on the weight codes, and divisor of their scale, with an integer bias.
-
-        Its units are input step * weight scale, so a finer scale rounds the bias less; the codes still fit int8.
-        """
-        return refinement_of(self.block.lowest) if self.has_integer_bias() else 1
-
-    def bias_codes(self) -> Tensor:
-        """The bias in units of input step * refined weight scale: int32, shape ``(O,)``."""
-        limit = float(2**31 - 1)
-        codes = (self.block.offset.double() / self.block.unit.double() * self.refinement).round()
-        return codes.clamp(-limit, limit).to(torch.int32)
-
-    def offset(self) -> Tensor:
-        """What is added to the result, as the engine adds it."""
-        if not self.has_integer_bias():
-            return self.block.offset
-        return (self.bias_codes().double() * self.block.unit.double() / self.refinement).float()
-
-    def on_grid(self, total: Tensor, grid: Grid) -> Tensor:
-        """Sums of products as values of a grid, with the bias in integers."""
-        block = self.block
-        scale = block.step * written_scale(block.unit, block.step, self.refinement)
-        factor = self.refinement * (block.scale != 0).double()
-        total = total.double() * block.per_filter(factor) + block.per_filter(self.bias_codes().double())
-        codes = onnxruntime_result(total, block.per_filter(scale), grid.scale, grid.limits)
-        return codes * torch.tensor(grid.scale)
-
-    def forward(self, x: Tensor) -> Tensor:
-        self.rank = x.dim()
-        y = _Exported.apply(x, self)
-        if y.numel() and not torch.jit.is_tracing():
-            lowest, highest = y.aminmax()
-            self.range = (min(self.range[0], lowest.item()), max(self.range[1], highest.item()))
-        return y
-
-
 def refinement_of(lowest: int) -> int:
     """Largest factor by which weight codes from ``lowest`` on still fit int8."""
     return max(INT8_MAX // -lowest, 1)
@@ -234,140 +150,3 @@ def _in_int8(block: Block) -> Block:
         return block
     coarser = block.limits[1] / INT8_MAX
     return replace(block, step=block.step * coarser, scale=block.scale * coarser, limits=(0, INT8_MAX))
-
-
-class _Exported(Function):
-    @staticmethod
-    def forward(ctx, x, module):
-        total = module.block.multiply(module.block.encode(x, module.alone))
-        grid = module.result or module.reader
-        return module.block.rescale(total, module.offset()) if grid is None else module.on_grid(total, grid)
-
-    @staticmethod
-    def symbolic(g, x, module):
-        module.exported.append(module)
-        y = _integer_nodes(g, x, module) if module.ends else _float_nodes(g, x, module)
-        if module.result is None:
-            return y
-        grid = module.result
-        parameters = _constant(g, torch.tensor(grid.scale)), _code(g, grid.zero)
-        return g.op('DequantizeLinear', g.op('QuantizeLinear', y, *parameters), *parameters)
-
-
-def _float_nodes(g, x, module: BlockModule):
-    """Quantize and dequantize around a float layer: the form from which engines make integer kernels."""
-    block, rank = module.block, x.type().dim()
-    weight = _weight(g, module)
-    x = _input(g, x, block)
-    bias = _bias(g, module)
-    if block.geometry is not None:
-        return g.op('Conv', x, weight, bias, **_geometry(block))
-    if rank == 2:
-        return g.op('Gemm', x, weight, bias, transB_i=1)
-    return g.op('Add', g.op('MatMul', x, g.op('Transpose', weight, perm_i=[1, 0])), bias)
-
-
-def _integer_nodes(g, x, module: BlockModule):
-    """A layer from uint8 and int8 to int32, then one scale and one bias a filter in float."""
-    block = module.block
-    x, zero = _codes_in_uint8(g, x, block)
-    weight = _weight_codes(g, module)
-    if block.geometry is None:
-        y = g.op('MatMulInteger', x, g.op('Transpose', weight, perm_i=[1, 0]), zero)
-    else:
-        y = g.op('ConvInteger', x, weight, zero, **_geometry(block))
-    shape = (-1,) if block.geometry is None else (1, -1, 1, 1)
-    y = g.op('Mul', g.op('Cast', y, to_i=1), _constant(g, block.unit.float().reshape(shape)))
-    return g.op('Add', y, _constant(g, block.offset.float().reshape(shape)))
-
-
-def _geometry(block: Block) -> dict[str, Any]:
-    stride, padding, dilation, groups = block.geometry
-    return dict(
-        strides_i=stride,
-        pads_i=[*padding, *padding],
-        dilations_i=dilation,
-        group_i=groups,
-        kernel_shape_i=block.weight.shape[2:],
-    )
-
-
-def _input(g, x, block: Block):
-    """The input on its grid: for OpenVINO clipped in float, for ONNX Runtime, which wants uint8 only, as codes."""
-    if block.limits is None:
-        return x
-    step = _constant(g, block.step.float())
-    if block.profile == 'onnxruntime':
-        x, zero = _codes_in_uint8(g, x, block)
-        return g.op('DequantizeLinear', x, step, zero)
-    low, high = block.limits
-    dtype = torch.int8 if low < 0 or block.profile == 'tensorrt' else torch.uint8
-    zero, info = _code(g, 0, dtype), torch.iinfo(dtype)
-    if (low, high) != (info.min, info.max):
-        x = g.op('Clip', x, _constant(g, low * block.step.float()), _constant(g, high * block.step.float()))
-    return g.op('DequantizeLinear', g.op('QuantizeLinear', x, step, zero), step, zero)
-
-
-def _codes_in_uint8(g, x, block: Block):
-    """Input codes, and the code of 0."""
-    low, high = block.limits
-    shift = SIGNED_ZERO if low < 0 else 0
-    zero = _code(g, shift)
-    x = g.op('QuantizeLinear', x, _constant(g, block.step.float()), zero)
-    if (low + shift, high + shift) != (0, 255):
-        x = g.op('Clip', x, _code(g, low + shift), _code(g, high + shift))
-    return x, zero
-
-
-def _code(g, value: int, dtype: torch.dtype = torch.uint8):
-    return _constant(g, torch.tensor(value, dtype=dtype))
-
-
-def _weight(g, module: BlockModule):
-    block = module.block
-    step = 1.0 if block.step is None else block.step
-    if block.bits > 8:
-        return _constant(g, _codes(block) * (block.scale / step).reshape(-1, *[1] * (block.weight.dim() - 1)))
-    scale = _constant(g, written_scale(block.unit, step, module.refinement))
-    zeros = _constant(g, torch.zeros(len(block.scale), dtype=torch.int8))
-    return g.op('DequantizeLinear', _weight_codes(g, module), scale, zeros, axis_i=0)
-
-
-def _codes(block: Block) -> Tensor:
-    return torch.where(block.scale.reshape(-1, *[1] * (block.weight.dim() - 1)) == 0, 0.0, block.weight)
-
-
-def _weight_codes(g, module: BlockModule):
-    """Codes at their real bit-width; a table turns every byte into its codes when the engine loads the graph."""
-    block, codes, refinement = module.block, _codes(module.block), module.refinement
-    width = 2 if block.bits == 2 else 4 if block.bits <= 4 else 8
-    on_grid = block.stride == 1 or bool((block.scale != 0).all())  # a filter without scale has codes of 0
-    if width == 8 or block.profile == 'tensorrt' or not on_grid:
-        return _constant(g, (codes * refinement).to(torch.int8))
-    lowest = -(2**width - 1) if block.stride == 2 else -(2 ** (width - 1))
-    packed = pack(codes, width, lowest, block.stride)
-    table = _byte_table(width, lowest, block.stride) * refinement
-    flat = g.op('Gather', _constant(g, table), g.op('Cast', _constant(g, packed), to_i=6), axis_i=0)
-    flat = g.op('Reshape', flat, _constant(g, torch.tensor([-1])))
-    if len(packed) * (8 // width) != codes.numel():
-        ends = [_constant(g, torch.tensor([value])) for value in (0, codes.numel(), 0)]
-        flat = g.op('Slice', flat, *ends)
-    return g.op('Reshape', flat, _constant(g, torch.tensor(codes.shape)))
-
-
-def _byte_table(width: int, lowest: int, stride: int) -> Tensor:
-    """Codes in every possible byte: int8, shape ``(256, 8 // width)``."""
-    per_byte = 8 // width
-    every = torch.arange(256, dtype=torch.uint8)
-    return unpack(every, width, lowest, (256, per_byte), stride).to(torch.int8)
-
-
-def _bias(g, module: BlockModule):
-    if not module.has_integer_bias():
-        return _constant(g, module.block.offset.float())
-    unit = (module.block.unit.double() / module.refinement).float()
-    return g.op('DequantizeLinear', _constant(g, module.bias_codes()), _constant(g, unit), axis_i=0)
-
-
-def _constant(g, value: Tensor):
-    return g.op('Constant', value_t=value.detach().cpu().contiguous())

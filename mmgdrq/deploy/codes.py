@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from ..errors import ExportError
-from .blocks import SIGNED_ZERO, BlockModule
+from .block_module import BlockModule
+from .blocks import SIGNED_ZERO
 from .engines import open_engine
 from .export import Exported
 from .rounding import openvino_alone

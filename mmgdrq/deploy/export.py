@@ -12,7 +12,8 @@ from torch.utils import _pytree as pytree
 
 from ..errors import ExportError
 from ..quant import step_of
-from .blocks import PROFILES, Block, BlockModule, Grid, block_of
+from .block_module import BlockModule
+from .blocks import PROFILES, Block, Grid, block_of
 from .engine_result import trained_grids
 from .forms import low_bit
 from .layers import STORED, RoundedInput
@@ -65,7 +66,7 @@ def export(
         folded: result of :func:`mmgdrq.fold`.
         run: runs the model it is given on sample images.
         out: existing directory.
-        profile: how the nodes of the quantized blocks look, see :mod:`mmgdrq.deploy.blocks`.
+        profile: how the nodes of the quantized blocks look, see :mod:`mmgdrq.deploy.nodes`.
         form: for comparisons, one of :data:`mmgdrq.deploy.forms.FORMS`.
 
     Raises:

@@ -58,7 +58,7 @@ def deploy(
         runner: built from a config with ``load_from``; its test data gives the inputs.
         out: directory to write.
         batches: number of test batches to trace and to verify with.
-        profiles: engines to write ONNX graphs for, see :mod:`mmgdrq.deploy.blocks`.
+        profiles: engines to write ONNX graphs for, see :mod:`mmgdrq.deploy.nodes`.
         rounds: how often each graph is timed beside its float counterpart; 0: not at all.
         test: run the test loop with the quantized model, the folded one and each engine.
         float_checkpoint: float weights of the same model, for the test loop as well; None: without them.

@@ -44,7 +44,7 @@ def places_of(model: nn.Module, engine: str, run: Optional[Run] = None) -> list[
 
     Args:
         model: a quantized model; not changed. Its ranges need not be set.
-        engine: the profile, see :mod:`mmgdrq.deploy.blocks`.
+        engine: the profile, see :mod:`mmgdrq.deploy.nodes`.
         run: runs the model it is given on sample images; None: made-up inputs.
 
     Raises:

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Optional
 
 from ..errors import ExportError
-from .blocks import SIGNED_ZERO, BlockModule, Grid
+from .block_module import BlockModule
+from .blocks import SIGNED_ZERO, Grid
 
 LAYERS = ('Conv', 'Gemm', 'MatMul')
 PASSED = ('Relu', 'MaxPool')
