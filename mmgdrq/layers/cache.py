@@ -29,17 +29,18 @@ class WeightCache:
 
     def clear(self) -> None:
         """Forget the weight."""
-        self._codes = self._values = self._key = self._checksum = None
+        self._codes = self._values = None
 
     def operand(self, weight: Tensor, encode: Callable[[Tensor], Encoded]) -> Encoded:
         """The weight as an operand of a layer, by ``encode`` or from the codes that are kept."""
         if not (self.enabled and self.per_iteration):
             return encode(weight)
-        if self._codes is not None and self._key == _key(weight):
-            return Encoded(self._codes.values('weight'), self._codes)
+        key, kept = _key(weight), self._codes
+        if kept is not None and kept[0] == key:
+            return Encoded(kept[1].values('weight'), kept[1])
         operand = encode(weight)
         self.clear()
-        self._codes, self._key = operand.codes, _key(weight)
+        self._codes = key, operand.codes
         return operand
 
     def values(self, quantize: Callable[[Tensor], Tensor], weight: Tensor, *ranges: Tensor) -> Tensor:
@@ -52,12 +53,13 @@ class WeightCache:
         key = tuple(map(_key, (weight, *ranges)))
         if not self.enabled or None in key or weight.device.type != 'cpu' or torch.jit.is_tracing():
             return quantize(weight)
-        checksum = tuple(map(_checksum, (weight, *ranges)))
-        if self._values is None or (self._key, self._checksum) != (key, checksum):
-            values = quantize(weight)
+        state = key, tuple(map(_checksum, (weight, *ranges)))
+        kept = self._values  # one object: another thread may replace it at any time
+        if kept is None or kept[0] != state:
+            kept = state, quantize(weight)
             self.clear()
-            self._values, self._key, self._checksum = values, key, checksum
-        return self._values
+            self._values = kept
+        return kept[1]
 
     def __getstate__(self) -> dict:
         return dict(enabled=self.enabled, per_iteration=self.per_iteration)

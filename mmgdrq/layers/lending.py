@@ -1,12 +1,9 @@
 """Quantized layers whose forward pass is the float layer's own, which reads ``self.weight``.
 
-While it runs, the layer holds the fake-quantized weight in place of its parameter. That suits every layer whose
-forward pass is more than one call of a convolution: adaptive padding, deformable and transposed convolutions,
-normalized weights.
+It runs on a shallow copy of the layer that holds the fake-quantized weight. That suits every layer whose forward pass
+is more than one call of a convolution: adaptive padding, deformable convolutions, normalized weights.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
@@ -15,24 +12,22 @@ from torch import Tensor, nn
 from .base import QuantizedLayer
 
 
-@contextmanager
-def lent(layer: nn.Module, **tensors: Tensor) -> Iterator[None]:
-    """While active, parameters of ``layer`` are the given tensors.
+def lent(layer: nn.Module, **tensors: Tensor) -> nn.Module:
+    """A shallow copy of ``layer`` that has the given tensors in place of its parameters of these names.
+
+    The layer itself stays as it is, so that several threads may use it at once.
 
     >>> import torch
     >>> layer = nn.Linear(2, 1, bias=False)
-    >>> with lent(layer, weight=torch.tensor([[1.0, 2.0]])):
-    ...     layer(torch.ones(1, 2)).item()
+    >>> lent(layer, weight=torch.tensor([[1.0, 2.0]])).forward(torch.ones(1, 2)).item()
     3.0
     >>> isinstance(layer.weight, nn.Parameter)
     True
     """
-    kept = {name: layer._parameters[name] for name in tensors}
-    layer._parameters.update(tensors)
-    try:
-        yield
-    finally:
-        layer._parameters.update(kept)
+    twin = object.__new__(type(layer))
+    twin.__dict__.update(layer.__dict__)
+    twin.__dict__.update(tensors, _parameters={k: v for k, v in layer._parameters.items() if k not in tensors})
+    return twin
 
 
 class Derived:
@@ -78,8 +73,8 @@ class Lending(QuantizedLayer):
     """
 
     def forward(self, input: Any, *args: Any, **kwargs: Any) -> Any:
-        with lent(self, weight=self.lendable()):
-            return super().forward(self.quantized_input(input), *args, **kwargs)
+        twin = lent(self, weight=self.lendable())
+        return super(Lending, twin).forward(self.quantized_input(input), *args, **kwargs)
 
     def lendable(self) -> Tensor:
         """The fake-quantized weight, in the shape of the parameter."""

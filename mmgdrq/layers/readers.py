@@ -1,6 +1,5 @@
 """Modules that read the weight of a child instead of calling it, such as BEiT's attention with its own biases."""
 
-from contextlib import ExitStack
 from functools import cache
 from inspect import signature
 from typing import Any, Optional
@@ -23,19 +22,29 @@ class ReadConv2d(QuantizedLayer, nn.Conv2d):
 
 
 class WeightReader:
-    """Runs the float module's forward pass with quantized inputs, while its children hold quantized weights."""
+    """Runs the float module's forward pass with quantized inputs, on a copy whose children hold quantized weights."""
 
     reads: Reads = ()
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         inputs = {**dict(zip(_argument_names(type(self)), args)), **kwargs}
-        with ExitStack() as stack:
-            for name, argument in self.reads:
-                child = self.get_submodule(name)
-                if is_quantized(child):
-                    stack.enter_context(lent(child, weight=child.weight_quantizer(child.weight)))
-                    inputs[argument] = child.activation_quantizer(inputs[argument])
-            return super().forward(**inputs)
+        reader = self
+        for name, argument in self.reads:
+            child = self.get_submodule(name)
+            if is_quantized(child):
+                reader = _with_child(reader, name, lent(child, weight=child.weight_quantizer(child.weight)))
+                inputs[argument] = child.activation_quantizer(inputs[argument])
+        return super(WeightReader, reader).forward(**inputs)
+
+
+def _with_child(parent: nn.Module, name: str, child: nn.Module) -> nn.Module:
+    """A shallow copy of ``parent`` with another child; the name may be that of a descendant."""
+    first, _, rest = name.partition('.')
+    if rest:
+        child = _with_child(parent.get_submodule(first), rest, child)
+    copied = lent(parent)
+    copied._modules = {**parent._modules, first: child}
+    return copied
 
 
 @cache

@@ -55,5 +55,4 @@ class SAConv2d(_Standardized):
         small = self.filters()
         # the float layer adds the difference to the quantized small weight
         difference = self.weight_quantizer(small + self.weight_diff) - self.weight_quantizer(small)
-        with lent(self, weight_diff=difference):
-            return super(_Standardized, self).forward(x)
+        return super(_Standardized, lent(self, weight_diff=difference)).forward(x)

@@ -1,11 +1,16 @@
 """Quantized transposed convolutions; their weights have shape ``(C_in, C_out / groups, ...)``."""
 
+from typing import Optional
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..quant import scale_clip_
-from .base import ActivationConfig, WeightConfig, attach_quantizers
-from .lending import Lending
+from .base import ActivationConfig, QuantizedLayer, WeightConfig, attach_quantizers
+
+OPERATIONS = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
+"""Number of spatial dimensions -> the operation."""
 
 
 def filters_first(weight: Tensor, groups: int) -> Tensor:
@@ -18,7 +23,7 @@ def filters_first(weight: Tensor, groups: int) -> Tensor:
     return rows.transpose(1, 2).flatten(0, 1)
 
 
-class _ConvTranspose(Lending):
+class _ConvTranspose(QuantizedLayer):
     """One range a group of output filters, as for an ordinary convolution."""
 
     def __init__(self, *args, weight: WeightConfig = None, activation: ActivationConfig = None, **kwargs) -> None:
@@ -28,14 +33,22 @@ class _ConvTranspose(Lending):
     def filters(self) -> Tensor:
         return filters_first(self.weight, self.groups)
 
-    def lendable(self) -> Tensor:
+    def forward(self, input: Tensor, output_size: Optional[list[int]] = None) -> Tensor:
+        dims = len(self.kernel_size)
+        geometry = self.stride, self.padding, self.kernel_size, dims, self.dilation
+        output_padding = self._output_padding(input, output_size, *geometry)
+        x, filters = self.activation_quantizer(input), self.weight_quantizer(self.filters())
         # swapping the two channel dimensions within each group again gives the stored order
-        return filters_first(super().lendable(), self.groups)
+        weight = filters_first(filters, self.groups)
+        return OPERATIONS[dims](
+            x, weight, self.bias, self.stride, self.padding, output_padding, self.groups, self.dilation
+        )
 
     @torch.no_grad()
     def scale_clip_(self) -> None:
-        clipped = scale_clip_(self.filters().clone(), self.weight_quantizer.spec)
-        self.weight.copy_(filters_first(clipped, self.groups))
+        stored = self.stored_weight()
+        clipped = scale_clip_(filters_first(stored, self.groups).clone(), self.weight_quantizer.spec)
+        stored.copy_(filters_first(clipped, self.groups))
 
 
 class ConvTranspose1d(_ConvTranspose, nn.ConvTranspose1d):

@@ -2,6 +2,8 @@
 
 import copy
 import pickle
+import sys
+import threading
 
 import numpy as np
 import pytest
@@ -14,6 +16,7 @@ from mmdet.models.backbones.trident_resnet import TridentConv
 from mmdet.models.dense_heads.tood_head import TaskDecomposition
 from mmdet.models.layers.normed_predictor import NormedConv2d, NormedLinear
 from mmpretrain.models.heads.margin_head import NormProduct
+from mmpretrain.models.utils.attention import BEiTAttention
 from safetensors.torch import load_file
 from torch import nn
 from torch.nn.utils import parametrizations, spectral_norm
@@ -146,7 +149,8 @@ def test_a_transposed_convolution_has_a_range_for_every_output_filter(groups):
     net = mmgdrq.quantize(
         nn.Sequential(nn.Identity(), layer), **edgeless(weight=dict(bits=2, range='minmax', grid='narrow_range'))
     )
-    assert torch.equal(net[1].lendable(), layer.weight), 'a weight with one magnitude a filter is on the grid already'
+    quantized = net[1].weight_quantizer(net[1].filters())
+    assert torch.equal(quantized, filters), 'a weight with one magnitude a filter is on the grid already'
 
 
 def test_scale_clip_of_a_transposed_convolution_goes_by_output_filter():
@@ -169,6 +173,62 @@ def test_scale_clip_reaches_the_stored_weight():
         mmgdrq.ScaleClip(net)()
         assert not torch.equal(net[1].stored_weight(), before), name
         assert torch.isfinite(net(x)).all()
+
+
+@pytest.mark.parametrize(
+    ('name', 'normalize'),
+    [
+        ('deconv2d', parametrizations.spectral_norm),
+        ('deconv2d', spectral_norm),
+        ('adaptive', spectral_norm),
+        ('normed conv', spectral_norm),
+    ],
+)
+def test_spectral_norm_of_a_layer_with_a_forward_pass_of_its_own(name, normalize):
+    net, x = build(name)
+    normalize(net[1])
+    float_output = copy.deepcopy(net).train()(x)
+    mmgdrq.quantize(net, **edgeless(weight=dict(bits=8), activation=dict(bits=8)))
+    mmgdrq.ScaleClip(net)()
+    y = net.train()(x)
+    near = 0.05 * float(float_output.detach().abs().max())
+    torch.testing.assert_close(y, float_output, rtol=0, atol=near)
+    y.square().sum().backward()
+    assert float(net[1].stored_weight().grad.abs().sum()) > 0
+
+
+@pytest.mark.parametrize('name', ['deconv2d', 'adaptive', 'sac', 'dcnv2', 'beit'])
+def test_threads_may_share_a_model(name):
+    if name == 'beit':
+        torch.manual_seed(0)
+        attention = BEiTAttention(8, 2, (2, 2), bias='qv_bias', use_rel_pos_bias=True)
+        net, x = nn.Sequential(nn.Identity(), attention), torch.rand(2, 5, 8)
+    else:
+        net, x = build(name)
+    rules = [] if name == 'beit' else edgeless()['rules']
+    mmgdrq.quantize(net, rules=rules).train()(x)
+    net.eval()
+    with torch.no_grad():
+        expected = net(x)
+    kinds = {key: type(value) for key, value in net.named_parameters()}
+    errors = []
+
+    @torch.no_grad()
+    def work():
+        errors.extend(float((net(x) - expected).abs().max()) for _ in range(30))
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        threads = [threading.Thread(target=work) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(interval)
+    assert errors == [0.0] * 120
+    assert {key: type(value) for key, value in net.named_parameters()} == kinds
 
 
 def test_standardization_comes_first():
