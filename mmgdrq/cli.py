@@ -32,14 +32,19 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 def add_common_options(parser: argparse.ArgumentParser) -> None:
     """Options that the OpenMMLab tools have in common."""
     parser.add_argument('--work-dir', help='directory for logs and results')
+    add_config_options(parser)
+    parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none')
+    parser.add_argument('--local_rank', '--local-rank', type=int, default=0)
+
+
+def add_config_options(parser: argparse.ArgumentParser) -> None:
+    """The option that overrides values of the config."""
     parser.add_argument(
         '--cfg-options',
         nargs='+',
         action=DictAction,
         help='override config values, key=value; lists as key="[a,b]"',
     )
-    parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none')
-    parser.add_argument('--local_rank', '--local-rank', type=int, default=0)
 
 
 def load_config(args: argparse.Namespace) -> Config:
