@@ -18,7 +18,8 @@ from mmgdrq.schedule import Schedule
 ROOT = Path(__file__).resolve().parent.parent
 USAGE = (ROOT / 'docs/usage.md').read_text()
 SEMANTICS = (ROOT / 'docs/semantics.md').read_text()
-CONFIGS = [block for block in re.findall(r'```python\n(.*?)```', USAGE, re.DOTALL) if block.startswith('_base_')]
+BLOCKS = re.findall(r'```python\n(.*?)```', USAGE, re.DOTALL)
+CONFIGS = [block for block in BLOCKS if block.startswith('_base_')]
 
 
 def rows(text: str, head: str) -> dict[str, list[str]]:
@@ -86,6 +87,16 @@ def test_the_tables_of_specs_and_stages_have_their_keys():
     for section, spec in (('weight', WeightSpec), ('activation', ActivationSpec)):
         text = SEMANTICS[SEMANTICS.index(f'\n## {section}\n') :]
         assert set(rows(text, 'key')) == set(names(spec)), section
+
+
+def test_the_example_in_plain_torch_runs(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (example,) = [block for block in BLOCKS if block not in CONFIGS]
+    space: dict = {}
+    exec(example, space)
+    assert '3 of 3 weight layers quantized' in capsys.readouterr().out
+    learned = [name for name, _ in space['model'].named_parameters() if 'activation_quantizer' in name]
+    assert len(learned) == 3
 
 
 def test_links_of_the_pages_lead_somewhere():
