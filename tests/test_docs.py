@@ -99,6 +99,19 @@ def test_the_example_in_plain_torch_runs(tmp_path, monkeypatch, capsys):
     assert len(learned) == 3
 
 
+@pytest.mark.parametrize('option', ['--help', '--unknown'])
+def test_listing_the_configs_does_nothing_but_what_was_asked(option, tmp_path, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(str(ROOT / 'tools'))
+    tool = importlib.import_module('list_configs')
+    for name in ('ROOT', 'CONFIGS', 'PLANS'):
+        monkeypatch.setattr(tool, name, tmp_path)
+    monkeypatch.setattr('sys.argv', ['list_configs.py', option])
+    with pytest.raises(SystemExit):
+        tool.main()
+    assert not list(tmp_path.iterdir())
+    assert 'list_configs.py' in ''.join(capsys.readouterr())
+
+
 def test_links_of_the_pages_lead_somewhere():
     for page in (ROOT / 'README.md', *(ROOT / 'docs').glob('*.md')):
         for target in re.findall(r'\]\(([^)#: ]+)(?:#[^)]*)?\)', page.read_text()):
