@@ -7,12 +7,14 @@ from dataclasses import fields
 from pathlib import Path
 
 import pytest
+import torch
 from mmengine.config import Config
 
 from mmgdrq import GDRQHook
+from mmgdrq.analysis.distances import gap_to_uniform
 from mmgdrq.builder import QUANT_KEYS
 from mmgdrq.layers import Execution
-from mmgdrq.quant import ActivationSpec, WeightSpec
+from mmgdrq.quant import ActivationSpec, WeightSpec, quantized_loss, search_range
 from mmgdrq.schedule import Schedule
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -110,6 +112,34 @@ def test_listing_the_configs_does_nothing_but_what_was_asked(option, tmp_path, m
         tool.main()
     assert not list(tmp_path.iterdir())
     assert 'list_configs.py' in ''.join(capsys.readouterr())
+
+
+def test_the_losses_of_known_distributions_are_those_of_the_page():
+    shares = (torch.arange(1000) + 0.5) / 1000
+    magnitudes = {
+        'uniform': shares,
+        'Gaussian': torch.special.ndtri((1 + shares) / 2),
+        'Laplace': -torch.log(1 - shares),
+    }
+    table = rows(USAGE, 'distribution')
+    assert set(table) == set(magnitudes)
+    for name, x in magnitudes.items():
+        found = [gap_to_uniform(x).item()]
+        for spec, limits, values in cases(x):
+            levels = spec.levels if isinstance(spec, WeightSpec) else spec.levels(False)
+            grid = (levels, limits, 1, getattr(spec, 'offset', 0.0))
+            found.append(quantized_loss(values, search_range(values[None], *grid)[0], *grid).item())
+        assert [float(cell) for cell in table[name]] == pytest.approx(found, abs=0.005), name
+
+
+def cases(x):
+    """Specs of the columns of the table, their codes, and what they round: weights have both signs."""
+    for bits in (2, 4, 8):
+        spec = WeightSpec(bits=bits)
+        yield spec, spec.code_limits, torch.cat([x, -x])
+    for bits in (2, 4, 8):
+        spec = ActivationSpec(bits=bits)
+        yield spec, spec.code_limits(False), x
 
 
 def test_links_of_the_pages_lead_somewhere():
