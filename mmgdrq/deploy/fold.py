@@ -107,8 +107,8 @@ def check_foldable(model: nn.Module) -> None:
         quantizer = layer.activation_quantizer
         if isinstance(quantizer, ActivationQuantizer) and not quantizer.is_ready():
             raise FoldError(
-                f'fold: {name} has no activation range. Train at least one iteration, or load a checkpoint of '
-                'the quantized model'
+                f'fold: {name} has no activation range. Train at least one iteration, or load a checkpoint of the '
+                'quantized model. If it has been trained, no forward pass calls this layer: skip it in a rule'
             )
 
 

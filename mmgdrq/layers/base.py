@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from ..errors import QuantizationError
 from ..quant import ActivationSpec, Operand, WeightSpec, make_spec, scale_clip_
 from .activation_quantizer import ActivationQuantizer
+from .quantizer import Quantizer
 from .weight_quantizer import WeightQuantizer
 
 WeightConfig = Union[None, Mapping[str, Any], WeightSpec]
@@ -47,12 +48,21 @@ class QuantizedLayer:
         """Scale-Clip of the stored weight, in place."""
         scale_clip_(self.stored_weight(), self.weight_quantizer.spec)
 
+    def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
+        super()._load_from_state_dict(state_dict, prefix, *args)
+        loaded = [key[len(prefix) :] for key in state_dict if key.startswith(prefix)]
+        if loaded and not any(key.startswith(('weight_quantizer.', 'activation_quantizer.')) for key in loaded):
+            for quantizer in (self.weight_quantizer, self.activation_quantizer):
+                if isinstance(quantizer, Quantizer):
+                    quantizer.forget()
+
     def register_parameter(self, name: str, param: Optional[nn.Parameter]) -> None:
         if name == 'weight' and 'weight_quantizer' in self._modules and 'weight' in self._parameters:
             raise QuantizationError(
                 f'{self.weight_quantizer.layer_name or "a quantized layer"}: its weight would be replaced by another '
-                "Parameter, and its ranges would no longer fit (mmcv's fuse_conv_bn does so). Copy into it with "
-                'weight.data.copy_(...) instead; to merge BN into a quantized model use mmgdrq.fold(model)'
+                "Parameter, and its ranges would no longer fit (mmcv's fuse_conv_bn and load_state_dict(assign=True) "
+                'do so). Copy into it with weight.data.copy_(...) instead; to merge BN into a quantized model use '
+                'mmgdrq.fold(model)'
             )
         super().register_parameter(name, param)
 
