@@ -83,13 +83,14 @@ def frozen_layers(layers: Layers) -> list[str]:
     """The layers whose weights are not trained, in a model that trains others.
 
     A network beside one with the same layers follows it, as the teacher of mmdet's semi-supervised detectors does,
-    which is also the one that is evaluated: its layers count as frozen only where those of the other are.
+    which is also the one that is evaluated: its layers count as frozen only where those of the other are. Layers are
+    the same by name, class and shapes; the stages of a ResNet have equal names, but other shapes.
     """
     trained = {name for name, layer in layers.items() if _trained(layer)}
-    networks: dict[str, set[str]] = {}
-    for name in layers:
+    networks: dict[str, dict[str, tuple]] = {}
+    for name, layer in layers.items():
         network, _, rest = name.partition('.')
-        networks.setdefault(network, set()).add(rest)
+        networks.setdefault(network, {})[rest] = type(layer), [p.shape for p in layer.parameters()]
     leaders = {name.partition('.')[0] for name in trained}
     for leader in leaders:
         for follower in set(networks) - leaders:

@@ -137,6 +137,20 @@ def test_a_momentum_encoder_is_frozen_and_predicts_nothing():
     assert found['encoder_k.2'].reason.startswith('frozen')
 
 
+def test_a_frozen_stage_beside_stages_with_its_layer_names_is_no_teacher():
+    def stage(inputs, outputs):
+        return nn.Sequential(conv(inputs, outputs), conv(outputs, outputs))
+
+    def deconv_stage():
+        return nn.Sequential(nn.ConvTranspose2d(8, 8, 3), nn.ConvTranspose2d(8, 8, 3))
+
+    net = tree(conv1=conv(3, 8), layer1=stage(8, 8), layer2=stage(8, 16), up=deconv_stage(), fc=nn.Linear(16, 2))
+    net.layer1.requires_grad_(False)
+    assert at_eight(net) == {'conv1', 'layer1.0', 'layer1.1', 'fc'}
+    net.layer2.requires_grad_(False)
+    assert at_eight(net) == {'conv1', 'layer1.0', 'layer1.1', 'layer2.0', 'layer2.1', 'fc'}
+
+
 def test_only_the_first_layer_is_an_edge_where_the_input_is_no_image():
     model = tree(
         backbone=tree(conv1=conv(16, 16), layer1=nn.Sequential(conv(16, 16), conv(16, 16))),
