@@ -2,6 +2,7 @@
 
 import pytest
 from torch import nn
+from torchvision.models import swin_transformer, video
 
 import mmgdrq
 from mmgdrq.errors import ConfigError
@@ -72,13 +73,33 @@ def test_the_table():
     ]
 
 
-def test_layers_that_a_fast_path_bypasses_stay_in_float():
-    net = nn.Sequential(nn.Linear(8, 8), nn.TransformerEncoderLayer(8, 2, 16), nn.Linear(8, 8))
+class Encoder(nn.TransformerEncoderLayer):
+    """A subclass, which has the fast path as well."""
+
+
+@pytest.mark.parametrize('cls', [nn.TransformerEncoderLayer, Encoder])
+def test_layers_that_a_fast_path_bypasses_stay_in_float(cls):
+    net = nn.Sequential(nn.Linear(8, 8), cls(8, 2, 16), nn.Linear(8, 8))
     plan = {row.name: row for row in mmgdrq.plan(net)}
     for name in ('1.self_attn', '1.self_attn.out_proj', '1.linear1', '1.linear2'):
         assert not plan[name].quantized
-        assert 'TransformerEncoderLayer reads this weight without calling the layer' in plan[name].reason
+        assert f'{cls.__name__} reads this weight without calling the layer' in plan[name].reason
     assert plan['0'].quantized
     assert plan['2'].quantized
     with pytest.raises(ConfigError, match='cannot be quantized'):
         mmgdrq.plan(net, rules=[dict(pattern='1.linear1', weight=dict(bits=8))])
+
+
+@pytest.mark.parametrize(
+    ('cls', 'window'),
+    [
+        (swin_transformer.ShiftedWindowAttention, [2, 2]),
+        (swin_transformer.ShiftedWindowAttentionV2, [2, 2]),
+        (video.swin_transformer.ShiftedWindowAttention3d, [2, 2, 2]),
+    ],
+)
+def test_the_window_attention_of_torchvision_stays_in_float(cls, window):
+    net = nn.Sequential(nn.Linear(8, 8), cls(8, window, [0] * len(window), 2), nn.Linear(8, 8))
+    plan = {row.name: row for row in mmgdrq.plan(net)}
+    for name in ('1.qkv', '1.proj'):
+        assert plan[name].reason == f'{cls.__name__} reads this weight without calling the layer'
