@@ -101,4 +101,7 @@ def frozen_layers(layers: Layers) -> list[str]:
 
 
 def _trained(layer: nn.Module) -> bool:
-    return any(p.requires_grad for p in layer.parameters(recurse=False) if p.dim() >= 2)
+    weights = list(layer.parameters(recurse=False))
+    if hasattr(layer, 'parametrizations'):  # of torch, such as spectral_norm: they hold the weight
+        weights += layer.parametrizations.parameters()
+    return any(weight.requires_grad for weight in weights if weight.dim() >= 2)

@@ -2,6 +2,8 @@
 
 import pytest
 from torch import nn
+from torch.nn import utils
+from torch.nn.utils import parametrizations
 
 from mmgdrq.edges import is_prediction, prediction_layers
 from tests.plans import at_eight, classifier, conv, faster_rcnn, retina, rows, segmentor, tree
@@ -135,6 +137,14 @@ def test_a_momentum_encoder_is_frozen_and_predicts_nothing():
     found = rows(model)
     assert found['neck'].reason == 'prediction layer'
     assert found['encoder_k.2'].reason.startswith('frozen')
+
+
+@pytest.mark.parametrize('norm', [parametrizations.spectral_norm, utils.spectral_norm])
+def test_a_layer_with_a_spectral_norm_is_frozen_where_its_weight_is(norm):
+    net = nn.Sequential(conv(3, 8), norm(conv(8, 8)), norm(conv(8, 8)), conv(8, 2))
+    net[2].requires_grad_(False)
+    assert at_eight(net) == {'0', '2', '3'}
+    assert rows(net)['2'].reason.startswith('frozen')
 
 
 def test_a_frozen_stage_beside_stages_with_its_layer_names_is_no_teacher():
