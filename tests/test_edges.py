@@ -1,10 +1,13 @@
 """The layers at 8 bits: what reads the image, what predicts, what is frozen."""
 
 import pytest
+import torch
 from torch import nn
 from torch.nn import utils
 from torch.nn.utils import parametrizations
+from torchvision.models import get_model
 
+import mmgdrq
 from mmgdrq.edges import is_prediction, prediction_layers
 from tests.plans import at_eight, classifier, conv, faster_rcnn, retina, rows, segmentor, tree
 
@@ -119,11 +122,47 @@ def test_prediction_layers_of_branches():
         ('bbox_head.tl_off.0.0.conv bbox_head.tl_off.0.1.conv bbox_head.tl_dcn_offset.0.conv', {1}),
         ('backbone.layers.0.fc neck.head', {1}),
         ('backbone.layers.0.fc neck.fc', {1}),
+        ('conv_stem blocks.0.0.conv_dw conv_head classifier', {3}),
+        ('backbone.conv1 classifier.0 classifier.3 aux_classifier.0 aux_classifier.3', {2, 4}),
+        ('conv1 aux1.conv aux1.fc1 aux1.fc2 fc', {3, 4}),
+        ('features.0 classifier.0 classifier.3', {2}),
+        ('backbone.0 head.0 head.2', {2}),
     ],
 )
 def test_prediction_layers_by_their_names(names, expected):
     names = names.split()
     assert set(prediction_layers(dict.fromkeys(names))) == {names[i] for i in expected}
+
+
+TORCHVISION = {
+    'deeplabv3_mobilenet_v3_large': {'classifier.4', 'aux_classifier.4'},
+    'maskrcnn_resnet50_fpn_v2': {
+        'rpn.head.cls_logits',
+        'rpn.head.bbox_pred',
+        'roi_heads.box_predictor.cls_score',
+        'roi_heads.box_predictor.bbox_pred',
+        'roi_heads.mask_predictor.mask_fcn_logits',
+    },
+    'keypointrcnn_resnet50_fpn': {
+        'rpn.head.cls_logits',
+        'rpn.head.bbox_pred',
+        'roi_heads.box_predictor.cls_score',
+        'roi_heads.box_predictor.bbox_pred',
+        'roi_heads.keypoint_predictor.kps_score_lowres',
+    },
+    'ssdlite320_mobilenet_v3_large': {
+        f'head.{task}_head.module_list.{i}.1' for task in ('classification', 'regression') for i in range(6)
+    },
+}
+
+
+@pytest.mark.parametrize('name', TORCHVISION)
+def test_prediction_layers_of_torchvision(name):
+    aux = dict(aux_loss=True) if 'deeplab' in name else {}
+    with torch.device('meta'):
+        model = get_model(name, weights=None, weights_backbone=None, **aux)
+    found = {row.name for row in mmgdrq.plan(model) if row.reason == 'prediction layer'}
+    assert found == TORCHVISION[name]
 
 
 def test_a_momentum_encoder_is_frozen_and_predicts_nothing():
