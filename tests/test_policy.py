@@ -1,7 +1,9 @@
 """Which layer is quantized to what, and why."""
 
 import pytest
+import torch
 from torch import nn
+from torch.nn import utils
 from torchvision.models import swin_transformer, video
 
 import mmgdrq
@@ -33,10 +35,42 @@ def test_unsupported_layers_get_a_reason():
     assert 'encoder.norm' not in found
 
 
+class Tokens(nn.Module):
+    """Multiplies by a matrix of its own, beside the parameters of a transformer that are no weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.text_projection = nn.Parameter(torch.zeros(8, 4))
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, 8))
+        self.pos_embed = nn.Parameter(torch.zeros(1, 5, 8))
+        self.relative_position_bias_table = nn.Parameter(torch.zeros(9, 2))
+        self.logit_scale = nn.Parameter(torch.zeros(2, 1, 1))
+
+
+def test_weights_by_other_names_are_layers_in_float():
+    net = tree(stem=nn.Linear(8, 8), rnn=nn.LSTM(8, 8, proj_size=4), cell=nn.GRUCell(4, 8), tokens=Tokens())
+    net.head = nn.Linear(8, 2)
+    plan = mmgdrq.plan(net)
+    found = {row.name: row for row in plan}
+    assert list(found) == ['stem', 'rnn', 'cell', 'tokens', 'head']
+    for name, parameters in (('rnn', 32 * 8 + 32 * 4 + 4 * 8), ('cell', 24 * 4 + 24 * 8), ('tokens', 8 * 4)):
+        row = found[name]
+        assert (row.kind, row.parameters, row.quantized) == ('other', parameters, False)
+        assert row.reason == f'{row.module} has no quantized counterpart'
+    assert plan.summary().startswith('2 of 5 weight layers quantized, 9.8% of 816 weights')
+
+
+def test_the_norm_of_a_weight_is_no_layer():
+    for norm in (utils.spectral_norm, utils.parametrizations.spectral_norm, utils.parametrizations.weight_norm):
+        plan = mmgdrq.plan(nn.Sequential(nn.Linear(8, 8), norm(nn.Linear(8, 4))))
+        assert [(row.name, row.parameters) for row in plan] == [('0', 64), ('1', 32)]
+
+
 @pytest.mark.parametrize(
     ('model', 'quant'),
     [
         (nn.Sequential(nn.ReLU()), {}),
+        (nn.LSTM(3, 4), {}),
         (nn.Sequential(nn.Bilinear(3, 4, 2)), {}),
         (nn.Sequential(nn.Linear(3, 4)), dict(rules=[dict(pattern='*', skip=True)])),
         (nn.Sequential(nn.Linear(3, 4)), dict(weight=dict(bits=32), activation=dict(bits=32))),
