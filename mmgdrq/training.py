@@ -23,26 +23,26 @@ def in_training(model: nn.Module) -> Iterator[None]:
     if not any(_trains_its_own_way(module) for module in model.modules()):
         yield
         return
-    attributes = [(module, dict(vars(module))) for module in model.modules()]
+    modules = [(module, module.training, dict(vars(module))) for module in model.modules()]
     trained = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     try:
-        model.train()
+        model.train(True)
         yield
     finally:
-        for module, before in attributes:
-            _put_back(module, before)
+        for module, training, attributes in modules:
+            _put_back(module, attributes)
+            module.training = training
         for parameter, requires_grad in trained:
-            parameter.requires_grad_(requires_grad)
+            parameter.requires_grad = requires_grad
 
 
 def _trains_its_own_way(module: nn.Module) -> bool:
     return getattr(module.train, '__func__', None) is not nn.Module.train
 
 
-def _put_back(module: nn.Module, before: dict) -> None:
+def _put_back(module: nn.Module, attributes: dict) -> None:
     now = vars(module)
-    for name in set(now) - set(before):
+    for name in set(now) - set(attributes):
         del now[name]
-    for name in set(before) - set(now):
-        now[name] = before[name]
-    module.training = before['training']
+    for name in set(attributes) - set(now):
+        now[name] = attributes[name]

@@ -105,6 +105,15 @@ def test_modes_of_single_modules_come_back():
     assert state(model) == before
 
 
+def test_scripted_and_lazy_parts_are_put_back():
+    model = tree(a=Net(), scripted=torch.jit.script(nn.Sequential(nn.Dropout())), lazy=nn.LazyLinear(3))
+    model.scripted.eval()
+    before = state(model)
+    with in_training(model):
+        assert model.scripted.training
+    assert state(model) == before
+
+
 def test_a_model_whose_train_raises_is_put_back():
     class Stubborn(Net):
         def train(self, mode=True):
