@@ -11,6 +11,7 @@ from .quant import ActivationSpec, WeightSpec, make_spec, override_spec
 from .quant.spec import FLOAT_BITS
 from .rules import Decision, apply_rule, changed_spec, check_rules
 from .survey import Layer, own_weights, survey
+from .training import in_training
 
 EDGE_BITS = 8
 """Bits of the layers that read the image, predict, or are frozen, unless a rule says otherwise."""
@@ -99,7 +100,8 @@ def make_plan(
     weight_spec = make_spec(WeightSpec, weight, 'weight')
     activation_spec = make_spec(ActivationSpec, activation, 'activation')
     layers = survey(model)
-    decisions = _default_decisions(layers, weight_spec, activation_spec)
+    with in_training(model):  # it may freeze layers there only
+        decisions = _default_decisions(layers, weight_spec, activation_spec)
     skipped: dict[str, Decision] = {}
     for number, rule in enumerate(check_rules(rules)):
         apply_rule(rule, f'rules[{number}]', layers, decisions, skipped)
