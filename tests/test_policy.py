@@ -137,3 +137,42 @@ def test_the_window_attention_of_torchvision_stays_in_float(cls, window):
     plan = {row.name: row for row in mmgdrq.plan(net)}
     for name in ('1.qkv', '1.proj'):
         assert plan[name].reason == f'{cls.__name__} reads this weight without calling the layer'
+
+
+def test_layers_that_were_built_quantized_count_and_hold_the_edges():
+    def own(inputs, outputs, **quant):
+        return mmgdrq.Conv2d(inputs, outputs, 3, **quant)
+
+    model = tree(
+        backbone=tree(conv1=own(3, 8, weight=dict(bits=5)), layer1=own(8, 8, activation=dict(bits=32))),
+        neck=conv(8, 8),
+        bbox_head=tree(tower=conv(8, 8), conv_cls=conv(8, 4)),
+    )
+    plan = mmgdrq.quantize(model).gdrq_plan
+    bits = {row.name: (row.weight.bits, row.activation.bits) for row in plan}
+    assert bits == {
+        'backbone.conv1': (5, 4),
+        'backbone.layer1': (2, 32),
+        'neck': (2, 4),
+        'bbox_head.tower': (2, 4),
+        'bbox_head.conv_cls': (8, 8),
+    }
+    assert plan.summary().startswith('5 of 5 weight layers quantized, 100.0% of')
+    assert [row.built for row in plan] == [True, True, False, False, False]
+    assert model.backbone.conv1.weight_quantizer.spec.bits == 5
+
+
+def test_weights_in_float_are_not_counted():
+    rules = [dict(pattern='head', weight=dict(bits=32)), dict(pattern='backbone.layer1.1', skip=True)]
+    plan = mmgdrq.plan(classifier(), rules=rules)
+    weights = {row.name: row.parameters for row in plan}
+    quantized = weights['backbone.conv1'] + weights['backbone.layer1.0']
+    assert f'{quantized / sum(weights.values()):.1%} of {sum(weights.values()):,} weights' in plan.summary()
+    large = tree(backbone=tree(conv1=conv(3, 8), layer1=conv(200, 200)), head=tree(fc=nn.Linear(8, 2)))
+    plan = mmgdrq.plan(large, rules=[dict(pattern='head', skip=True)])
+    assert '99.9% of' in plan.summary(), 'not rounded to all of them'
+
+
+def test_nothing_to_quantize_says_why():
+    with pytest.raises(ConfigError, match=r'32 bits asked; prediction layer; 32 bits asked; reads the image\)'):
+        mmgdrq.quantize(classifier(), dict(bits=32), dict(bits=32))

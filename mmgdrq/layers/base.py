@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from ..errors import QuantizationError
 from ..quant import ActivationSpec, Operand, WeightSpec, make_spec, scale_clip_
+from ..quant.spec import FLOAT_BITS
 from .activation_quantizer import ActivationQuantizer
 from .quantizer import Quantizer
 from .weight_quantizer import WeightQuantizer
@@ -124,6 +125,15 @@ def quantize_layer(layer: nn.Module, cls: type, weight: WeightSpec, activation: 
     """
     layer.__class__ = cls
     layer.attach(weight, activation, name)
+
+
+def built_specs(layer: nn.Module) -> tuple[WeightSpec, ActivationSpec]:
+    """What the weight and the input of a quantized layer are quantized to."""
+    weight, activation = layer.weight_quantizer, layer.activation_quantizer
+    return (
+        weight.spec if isinstance(weight, WeightQuantizer) else WeightSpec(bits=FLOAT_BITS),
+        activation.spec if isinstance(activation, ActivationQuantizer) else ActivationSpec(bits=FLOAT_BITS),
+    )
 
 
 def is_quantized(module: Optional[nn.Module]) -> bool:

@@ -43,9 +43,11 @@ def test_a_float_layer_in_its_place_is_refused(training):
 
 
 def test_reparameterization_of_a_quantized_model_is_refused():
-    net = mmgdrq.quantize(RepVGG('A0', out_indices=(3,))).train()
+    net = mmgdrq.quantize(RepVGG('A0', out_indices=(3,)))
+    net.train()
     x = torch.randn(2, 3, 32, 32)
     net(x)
-    net.eval().switch_to_deploy()
+    net.eval()
+    net.switch_to_deploy()
     with pytest.raises(QuantizationError, match='switch_to_deploy'):
         net(x)
