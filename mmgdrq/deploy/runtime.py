@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from ..errors import CheckpointError, InputError
+from .building import build_model, model_config
 from .config_text import parse_config, registered_names_only
 from .engines import check_engine, open_engine
 from .manifest import PathLike, file_sha256, read_manifest
@@ -152,7 +153,7 @@ def load_deployed(path: PathLike, engine: str = 'onnxruntime', threads: int = 0)
         ExportError: the engine is not installed or does not accept a graph.
     """
     from mmengine.config import Config
-    from mmengine.registry import MODELS, init_default_scope
+    from mmengine.registry import init_default_scope
 
     from ..convert import is_quantized_model, quantize
     from .artifact import CONFIG, load_folded, read_config
@@ -164,8 +165,8 @@ def load_deployed(path: PathLike, engine: str = 'onnxruntime', threads: int = 0)
     init_default_scope(_known_scope(path / CONFIG, cfg.get('default_scope', 'mmengine')))
     with registered_names_only(path / CONFIG):
         with torch.no_grad():
-            model = MODELS.build(_without_weights(cfg.model))
-        deployed = DeployedModel(model.eval(), cfg)
+            model = build_model(_without_weights(model_config(cfg)))
+        deployed = DeployedModel(model, cfg)
     if not is_quantized_model(model):
         options = _hook_options(path, cfg)
         engine_of_training = options.pop('deploy', None)
@@ -188,11 +189,8 @@ def _known_scope(file: Path, scope: Any) -> str:
     raise CheckpointError(f'{file}: default_scope {scope!r} is no package of OpenMMLab. Import it before')
 
 
-def _without_weights(model_cfg):
-    for key in ('init_cfg', 'pretrained'):
-        if key in model_cfg:
-            model_cfg[key] = None
-    return model_cfg
+def _without_weights(config: dict[str, Any]) -> dict[str, Any]:
+    return {key: None if key in ('init_cfg', 'pretrained') else value for key, value in config.items()}
 
 
 def _hook_options(path: Path, cfg) -> dict[str, Any]:
