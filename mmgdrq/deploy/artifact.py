@@ -28,7 +28,11 @@ WEIGHTS, CONFIG = 'weights.safetensors', 'config.py'
 
 
 def save_folded(
-    folded: nn.Module, out: PathLike, config: str = '', graphs: Optional[Callable[[Path], dict[str, Any]]] = None
+    folded: nn.Module,
+    out: PathLike,
+    config: str = '',
+    graphs: Optional[Callable[[Path], dict[str, Any]]] = None,
+    check: Optional[Callable[[Path], None]] = None,
 ) -> Path:
     """Write a folded model.
 
@@ -38,6 +42,8 @@ def save_folded(
         config: text of the config that builds the quantized model.
         graphs: writes graphs for engines below the directory that it is given; what it returns goes into the
             manifest.
+        check: looks at the directory when it is complete, but has not got its name yet; where it raises, an earlier
+            deployed model stays.
 
     Returns:
         The directory.
@@ -69,6 +75,8 @@ def save_folded(
             'graphs_sha256': _json_sha256(written),
         }
         (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1))
+        if check is not None:
+            check(temporary)
         replace_directory(temporary, out)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
