@@ -10,12 +10,11 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from ..errors import CheckpointError, InputError
-from .building import build_model, model_config
+from .building import build_model, model_config, quantize_as_trained
 from .config_text import parse_config, registered_names_only
 from .engines import check_engine, open_engine
 from .manifest import PathLike, file_sha256, read_manifest
 from .seams import parts_of
-from .simulation import simulate
 
 PROFILE_OF = {'onnxruntime': 'onnxruntime', 'openvino': 'openvino'}
 """Engine -> the form of the graphs that it runs as integer kernels."""
@@ -155,7 +154,6 @@ def load_deployed(path: PathLike, engine: str = 'onnxruntime', threads: int = 0)
     from mmengine.config import Config
     from mmengine.registry import init_default_scope
 
-    from ..convert import is_quantized_model, quantize
     from .artifact import CONFIG, load_folded, read_config
 
     if engine != 'torch':
@@ -167,12 +165,7 @@ def load_deployed(path: PathLike, engine: str = 'onnxruntime', threads: int = 0)
         with torch.no_grad():
             model = build_model(_without_weights(model_config(cfg)))
         deployed = DeployedModel(model, cfg)
-    if not is_quantized_model(model):
-        options = _hook_options(path, cfg)
-        engine_of_training = options.pop('deploy', None)
-        quantize(model, **options)
-        if engine_of_training is not None:
-            simulate(model, engine_of_training)
+    quantize_as_trained(model, cfg, path / CONFIG)
     load_folded(model, path)
     if engine != 'torch':
         plug_engine(model, path, engine, threads)
@@ -191,13 +184,6 @@ def _known_scope(file: Path, scope: Any) -> str:
 
 def _without_weights(config: dict[str, Any]) -> dict[str, Any]:
     return {key: None if key in ('init_cfg', 'pretrained') else value for key, value in config.items()}
-
-
-def _hook_options(path: Path, cfg) -> dict[str, Any]:
-    for hook in cfg.get('custom_hooks') or []:
-        if str(hook.get('type')).split('.')[-1] == 'GDRQHook':
-            return {key: hook[key] for key in ('weight', 'activation', 'rules', 'deploy') if hook.get(key) is not None}
-    raise CheckpointError(f'{path}: its config has neither GDRQHook nor mmgdrq.Quantized, so it builds a float model')
 
 
 def _pipeline(cfg):
