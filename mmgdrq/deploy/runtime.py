@@ -2,7 +2,7 @@
 
 import sys
 from pathlib import Path
-from typing import Any, Union
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from .building import build_model, model_config, quantize_as_trained
 from .config_text import parse_config, registered_names_only
 from .engines import check_engine, open_engine
 from .manifest import PathLike, file_sha256, read_manifest
+from .pipeline import Image, make_pipeline
 from .seams import parts_of
 
 PROFILE_OF = {'onnxruntime': 'onnxruntime', 'openvino': 'openvino'}
@@ -101,9 +102,9 @@ class DeployedModel:
 
     def __init__(self, model: nn.Module, cfg) -> None:
         self.model, self.cfg = model, cfg
-        self.pipeline = _pipeline(cfg)
+        self.pipeline = make_pipeline(cfg)
 
-    def __call__(self, image: Union[str, Path, np.ndarray]):
+    def __call__(self, image: Image):
         """Run one image.
 
         Args:
@@ -123,7 +124,7 @@ class DeployedModel:
             return self.model.test_step(pseudo_collate([data]))[0]
 
 
-def _check_image(image: Union[str, Path, np.ndarray]) -> None:
+def _check_image(image: Image) -> None:
     if isinstance(image, np.ndarray):
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
             raise InputError(
@@ -184,30 +185,3 @@ def _known_scope(file: Path, scope: Any) -> str:
 
 def _without_weights(config: dict[str, Any]) -> dict[str, Any]:
     return {key: None if key in ('init_cfg', 'pretrained') else value for key, value in config.items()}
-
-
-def _pipeline(cfg):
-    """The test pipeline from a file or an array, without annotations."""
-    from mmengine.dataset import Compose
-    from mmengine.registry import TRANSFORMS
-
-    if not cfg.get('test_dataloader'):
-        raise CheckpointError('load_deployed: the config has no test_dataloader, whose pipeline prepares the images')
-    dataset = cfg.test_dataloader.dataset
-    while 'dataset' in dataset:
-        dataset = dataset.dataset
-    steps = [step for step in dataset.pipeline if 'Annotations' not in str(step['type'])]
-    load = TRANSFORMS.build(steps[0])
-    rest = Compose([TRANSFORMS.build(step) for step in steps[1:]])
-
-    def run(image):
-        if isinstance(image, np.ndarray):
-            shape = image.shape[:2]
-            return rest(dict(img=image, img_id=0, img_path=None, img_shape=shape, ori_shape=shape))
-        try:
-            loaded = load(dict(img_path=str(image), img_id=0))
-        except (AssertionError, AttributeError, OSError, ValueError) as error:
-            raise InputError(f'image: {image} cannot be read as an image ({error})') from None
-        return rest(loaded)
-
-    return run
