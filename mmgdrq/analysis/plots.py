@@ -25,10 +25,12 @@ def plot_weights(models: Mapping[str, Module], path: Path, layers: Sequence[str]
     Args:
         models: title -> a converted model; all of the same architecture.
         path: png or svg file.
-        layers: names of the layers; by default some that are spread over the network.
+        layers: names of the layers; by default some that are spread over the network: of those below 8 bits, or
+            where there are none of all whose weight is quantized. Without any there is no picture.
     """
-    first = next(iter(models.values()))
-    layers = layers or spread([name for name, m in first.named_modules() if has_low_bits(m)], LAYERS)
+    layers = layers or spread(_candidates(next(iter(models.values()))), LAYERS)
+    if not layers:
+        return
     figure, axes = plt.subplots(len(models), len(layers), squeeze=False, sharex=True)
     figure.set_size_inches(3 * len(layers), 2.2 * len(models))
     for row, (title, model) in zip(axes, models.items()):
@@ -50,11 +52,6 @@ def relative_weight(layer: Module) -> Tensor:
     return (weight.flatten(1) / scale.clamp(min=1e-12)[:, None]).flatten()
 
 
-def has_low_bits(module: Module) -> bool:
-    """Whether the weight of a layer is quantized below 8 bits."""
-    return is_quantized(module) and isinstance(module.weight_quantizer, WeightQuantizer) and _bits(module) < 8
-
-
 def spread(names: Sequence[str], count: int) -> list[str]:
     """At most ``count`` names, evenly spread.
 
@@ -66,5 +63,10 @@ def spread(names: Sequence[str], count: int) -> list[str]:
     return [names[round(i * (len(names) - 1) / (count - 1))] for i in range(count)]
 
 
-def _bits(module: Module) -> int:
-    return module.weight_quantizer.spec.bits
+def _candidates(model: Module) -> list[str]:
+    bits = {
+        name: module.weight_quantizer.spec.bits
+        for name, module in model.named_modules()
+        if is_quantized(module) and isinstance(module.weight_quantizer, WeightQuantizer)
+    }
+    return [name for name in bits if bits[name] < 8] or list(bits)

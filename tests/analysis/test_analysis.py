@@ -72,3 +72,11 @@ def test_picture(model, tmp_path):
     plot_weights({'before': model, 'after': model}, tmp_path / 'weights.png')
     assert (tmp_path / 'weights.png').stat().st_size > 1000
     assert relative_weight(model[2]).abs().mean().item() == pytest.approx(1.0, abs=1e-4)
+
+
+@pytest.mark.parametrize('bits', [8, 32])
+def test_picture_of_a_model_without_low_bits(bits, tmp_path):
+    """All layers of 8 bits are candidates; without a quantized weight there is no picture."""
+    model = mmgdrq.quantize(nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 1)), dict(bits=bits), dict(bits=8))
+    plot_weights({'weights': model}, tmp_path / 'weights.png')
+    assert [file.name for file in tmp_path.iterdir()] == (['weights.png'] if bits == 8 else [])
