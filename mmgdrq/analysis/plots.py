@@ -46,8 +46,8 @@ def plot_weights(models: Mapping[str, Module], path: Path, layers: Sequence[str]
 
 
 def relative_weight(layer: Module) -> Tensor:
-    """All elements of a layer's weight in units of the mean magnitude of their group."""
-    weight, spec = layer.weight.detach(), layer.weight_quantizer.spec
+    """All elements of what a layer quantizes, its ``filters()``, in units of the mean magnitude of their group."""
+    weight, spec = layer.filters().detach(), layer.weight_quantizer.spec
     scale = per_filter(group_mean_abs(weight, spec.group_size), weight.shape[0], spec.group_size)
     return (weight.flatten(1) / scale.clamp(min=1e-12)[:, None]).flatten()
 
