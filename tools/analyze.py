@@ -12,6 +12,7 @@ from pathlib import Path
 from mmgdrq import analysis, cli, get_stage, set_stage
 from mmgdrq.analysis.plots import plot_weights
 from mmgdrq.errors import ConfigError
+from mmgdrq.files import write_file
 from mmgdrq.layers import ActivationQuantizer
 
 
@@ -32,6 +33,7 @@ def main() -> None:
     if args.batches:
         cli.check_data(cfg, 'test')
     cfg.load_from = args.checkpoint
+    cli.add_hook(cfg, type='mmgdrq.CheckpointFitHook', whole=True, float_weights=True)
     runner = cli.build_runner(cfg)
     runner.call_hook('before_run')
     runner.load_or_resume()
@@ -49,9 +51,8 @@ def main() -> None:
     reports = analysis.analyze(model, run if batches else None)
     table = f'{args.checkpoint}, stage {get_stage(model)}\n{analysis.format_table(reports)}'
     print(table)
-    args.out.mkdir(parents=True, exist_ok=True)
-    (args.out / 'report.txt').write_text(table + '\n')
-    (args.out / 'report.json').write_text(json.dumps([asdict(r) for r in reports], indent=1) + '\n')
+    write_file(args.out / 'report.txt', table + '\n')
+    write_file(args.out / 'report.json', json.dumps([asdict(r) for r in reports], indent=1) + '\n')
     plot_weights({'weights': model}, args.out / 'weights.png')
 
 

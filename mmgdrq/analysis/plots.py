@@ -1,5 +1,6 @@
 """Pictures of the distributions; needs matplotlib, which OpenMMLab brings along."""
 
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from torch.nn import Module
 matplotlib.use('Agg')
 import matplotlib.pyplot as plt
 
+from ..files import write_file
 from ..layers import WeightQuantizer, is_quantized
 from ..quant import group_mean_abs, per_filter
 
@@ -41,8 +43,10 @@ def plot_weights(models: Mapping[str, Module], path: Path, layers: Sequence[str]
     for axis in axes[-1]:
         axis.set_xlabel('w / mean|w|', fontsize=8)
     figure.tight_layout()
-    figure.savefig(path, dpi=90)
+    picture = io.BytesIO()
+    figure.savefig(picture, format=path.suffix[1:], dpi=90)
     plt.close(figure)
+    write_file(path, picture.getvalue())
 
 
 def relative_weight(layer: Module) -> Tensor:
