@@ -29,6 +29,8 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     args = parse_args()
     cfg = cli.load_config(args)
+    if args.batches < 0:
+        raise ConfigError(f'--batches {args.batches}: expected 0 (weights only) or more')
     cli.check_checkpoint(args.checkpoint)
     if args.batches:
         cli.check_data(cfg, 'test')

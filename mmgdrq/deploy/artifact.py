@@ -38,7 +38,7 @@ def save_folded(
 
     Args:
         folded: result of :func:`mmgdrq.fold`.
-        out: directory; an earlier deployed model there is replaced, anything else is an error.
+        out: directory; an earlier deployed model there is replaced, an empty one filled, anything else is an error.
         config: text of the config that builds the quantized model.
         graphs: writes graphs for engines below the directory that it is given; what it returns goes into the
             manifest.
@@ -53,8 +53,7 @@ def save_folded(
         OSError: it cannot be written, such as on a full disk; an earlier deployed model is still there then.
     """
     out = Path(out)
-    if out.exists() and not is_deployed(out):
-        raise CheckpointError(f'{out}: exists and is not a deployed model, so it is not replaced. Choose another --out')
+    check_out(out)
     out.parent.mkdir(parents=True, exist_ok=True)
     remove_stale(out)
     temporary = partial_name(out)
@@ -81,6 +80,18 @@ def save_folded(
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return out
+
+
+def check_out(out: PathLike) -> None:
+    """Check that a deployed model may be written to a place.
+
+    Raises:
+        CheckpointError: something else is there.
+    """
+    out = Path(out)
+    empty = not out.exists() or (out.is_dir() and not any(out.iterdir()))
+    if not empty and not is_deployed(out):
+        raise CheckpointError(f'{out}: exists and is not a deployed model, so it is not replaced. Choose another --out')
 
 
 def load_folded(model: nn.Module, path: PathLike) -> nn.Module:

@@ -1,5 +1,8 @@
 """The way from a runner to a verified directory, on toy models."""
 
+import logging
+import sys
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -7,6 +10,8 @@ from mmengine.registry import MODELS
 from torch import nn
 
 from mmgdrq.deploy import is_deployed, job, load_folded
+from mmgdrq.errors import CheckpointError, ConfigError, ExportError
+from tests.reliability.deploying import ToyClassifier
 from tests.toy import ToyModel, toy_config, toy_runner
 
 QUANT = dict(weight=dict(bits=2), activation=dict(bits=4))
@@ -76,3 +81,46 @@ def test_what_was_written_wrongly_replaces_nothing(runner_of, tmp_path, monkeypa
     assert is_deployed(out)
     assert (out / 'weights.safetensors').read_bytes() == earlier
     assert not list(tmp_path.glob('.out*')), 'nothing half-written is left'
+
+
+class Untouched:
+    """In the place of a runner whose work must not begin."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model, self.logger, self.cfg = model, logging.getLogger('untouched'), {}
+
+
+REFUSALS = {
+    'no batches': (dict(batches=0), ConfigError, r'--batches 0: expected 1 or more'),
+    'negative batches': (dict(batches=-1), ConfigError, r'--batches -1: expected 1 or more'),
+    'negative rounds': (dict(rounds=-1), ConfigError, r'--rounds -1: expected 0'),
+    'float weights alone': (dict(float_checkpoint='x.pth'), ConfigError, '--float: needs --evaluate'),
+    'a place that is taken': (dict(out='taken'), CheckpointError, 'is not a deployed model'),
+    'no seam': (dict(profiles=['openvino']), ExportError, 'ToyModel has neither rpn_head'),
+}
+
+
+@pytest.mark.parametrize('case', REFUSALS)
+def test_it_is_refused_before_the_work(tmp_path, monkeypatch, case):
+    options, error, match = REFUSALS[case]
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'taken').mkdir()
+    (tmp_path / 'taken/file').touch()
+    with pytest.raises(error, match=match):
+        job.deploy(Untouched(ToyModel()), **{'out': 'out', **options})
+    assert not (tmp_path / 'out').exists()
+
+
+@pytest.mark.parametrize(
+    ('package', 'profile'), [('onnx', 'openvino'), ('openvino', 'openvino'), ('onnxruntime', 'tensorrt')]
+)
+def test_a_missing_package_is_reported_before_the_work(tmp_path, monkeypatch, package, profile):
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(ExportError, match=f'pip install {package}`'):
+        job.deploy(Untouched(ToyClassifier()), str(tmp_path / 'out'), profiles=[profile])
+
+
+def test_an_empty_directory_is_filled(runner_of, tmp_path):
+    (tmp_path / 'out').mkdir()
+    job.deploy(runner_of('ToyModel'), str(tmp_path / 'out'))
+    assert is_deployed(tmp_path / 'out')

@@ -101,3 +101,10 @@ def test_a_report_that_cannot_be_written_leaves_the_earlier_one(tmp_path, monkey
     status = run_tool(monkeypatch, 'analyze', tmp_path / 'config.py', trained / 'float/epoch_1.pth', *arguments)
     assert status == 2
     assert [file.read_text() for file in (tmp_path / 'out').iterdir()] == ['earlier']
+
+
+def test_a_negative_number_of_batches(tmp_path, monkeypatch, capsys, trained):
+    toy_config(tmp_path / 'run', 1, dict(), **IMPORTS).dump(tmp_path / 'config.py')
+    arguments = ('--out', tmp_path / 'out', '--batches', '-1')
+    assert run_tool(monkeypatch, 'analyze', tmp_path / 'config.py', trained / 'float/epoch_1.pth', *arguments) == 2
+    assert 'error: --batches -1: expected 0' in capsys.readouterr().err
