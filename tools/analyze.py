@@ -36,7 +36,7 @@ def main() -> None:
         cli.check_data(cfg, 'test')
     cfg.load_from = args.checkpoint
     cli.add_hook(cfg, type='mmgdrq.CheckpointFitHook', whole=True, float_weights=True)
-    runner = cli.build_runner(cfg)
+    runner = cli.build_plain_runner(cfg)
     runner.call_hook('before_run')
     runner.load_or_resume()
     model = runner.model.eval()

@@ -7,6 +7,7 @@ import os
 import pytest
 import torch
 
+from mmgdrq import cli
 from tests.toy import toy_config, toy_runner
 
 from .test_checkpoints import MISFITS
@@ -108,3 +109,15 @@ def test_a_negative_number_of_batches(tmp_path, monkeypatch, capsys, trained):
     arguments = ('--out', tmp_path / 'out', '--batches', '-1')
     assert run_tool(monkeypatch, 'analyze', tmp_path / 'config.py', trained / 'float/epoch_1.pth', *arguments) == 2
     assert 'error: --batches -1: expected 0' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('tool', ['deploy', 'analyze'])
+def test_the_config_of_a_flexible_runner(tmp_path, monkeypatch, tool):
+    changes = dict(runner_type='FlexibleRunner', strategy=dict(type='SingleDeviceStrategy'), env_cfg=dict())
+    config = toy_config(tmp_path / 'run', 1, {}, model=dict(BUILT, quant={}), **IMPORTS, **changes)
+    config.dump(tmp_path / 'config.py')
+    cli.build_runner(config).train()
+    arguments = (tmp_path / 'config.py', tmp_path / 'run/epoch_1.pth', '--out', tmp_path / 'out')
+    assert run_tool(monkeypatch, tool, *arguments) == 0
+    report = json.loads((tmp_path / 'out/report.json').read_text())
+    assert (report['layers'] if tool == 'deploy' else len(report)) == 3
