@@ -20,7 +20,7 @@ from ..files import partial_name, remove_stale, replace_directory
 from ..layers import is_quantized
 from ..quant import pack, unpack
 from .layers import STORED, StoredWeight, become_folded, unread_parameters
-from .manifest import FORMAT, MANIFEST, VERSION, PathLike, is_deployed, read_manifest
+from .manifest import FORMAT, MANIFEST, VERSION, PathLike, check_file, is_deployed, read_manifest
 from .manifest import file_sha256 as _sha256
 from .manifest import json_sha256 as _json_sha256
 
@@ -148,13 +148,7 @@ def read_config(path: PathLike) -> str:
     Raises:
         CheckpointError: it is missing or was altered.
     """
-    manifest, file = read_manifest(path), Path(path) / CONFIG
-    if not file.is_file() or _sha256(file) != manifest['config_sha256']:
-        raise CheckpointError(
-            f'{file}: is missing, truncated or altered (its checksum is not that of the manifest). Write it again '
-            'with tools/deploy.py'
-        )
-    return file.read_text()
+    return check_file(Path(path) / CONFIG, read_manifest(path)['config_sha256']).read_text()
 
 
 def stored_bytes(path: PathLike) -> int:
@@ -201,12 +195,7 @@ def _alias_keys(model: nn.Module) -> dict[str, str]:
 
 
 def _read_tensors(path: Path, manifest: dict[str, Any]) -> dict[str, Tensor]:
-    file = path / WEIGHTS
-    if not file.is_file() or _sha256(file) != manifest.get('sha256'):
-        raise CheckpointError(
-            f'{file}: is missing, truncated or altered (its checksum is not that of the manifest). Write it '
-            'again with tools/deploy.py'
-        )
+    file = check_file(path / WEIGHTS, manifest['sha256'])
     try:
         return load_file(str(file))
     except SafetensorError as error:

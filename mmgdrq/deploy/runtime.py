@@ -13,12 +13,9 @@ from ..errors import CheckpointError, InputError
 from .building import build_model, model_config, quantize_as_trained
 from .config_text import parse_config, registered_names_only
 from .engines import check_engine, open_engine
-from .manifest import PathLike, file_sha256, read_manifest
+from .manifest import PathLike, check_file, read_manifest
 from .pipeline import Image, make_pipeline
 from .seams import parts_of
-
-PROFILE_OF = {'onnxruntime': 'onnxruntime', 'openvino': 'openvino'}
-"""Engine -> the form of the graphs that it runs as integer kernels."""
 
 
 class EngineCall:
@@ -65,36 +62,30 @@ def plug_engine(model: nn.Module, path: PathLike, engine: str, threads: int = 0)
     """
     check_engine(engine)
     path = Path(path)
-    profile = PROFILE_OF.get(engine, engine)
     graphs = read_manifest(path).get('graphs') or {}
-    if profile not in graphs:
+    if engine not in graphs:
         raise CheckpointError(
             f'{path}: has no graphs for {engine} (it has: {", ".join(graphs) or "none"}). Write it again with '
             'tools/deploy.py --export'
         )
     for part in parts_of(model):
-        entry = graphs[profile].get(part.name)
+        entry = graphs[engine].get(part.name)
         if entry is None:
             raise CheckpointError(f'{path}: has no graph for {part.name}. Write it again with tools/deploy.py --export')
-        file = _checked_file(path, profile, entry)
+        file = _checked_file(path, engine, entry)
         part.plug(EngineCall(open_engine(engine, file, threads), entry['tree']))
     return model
 
 
-def _checked_file(path: Path, profile: str, entry: dict[str, Any]) -> Path:
+def _checked_file(path: Path, engine: str, entry: dict[str, Any]) -> Path:
     """The file of a graph, which must lie in its folder and have the manifest's checksum."""
     if not isinstance(entry, dict) or not all(isinstance(entry.get(key), str) for key in ('file', 'tree', 'sha256')):
         raise CheckpointError(
-            f'{path}: its manifest does not say which file and structure a graph for {profile} has. Write it again '
+            f'{path}: its manifest does not say which file and structure a graph for {engine} has. Write it again '
             'with tools/deploy.py --export'
         )
-    file = path / profile / Path(entry['file']).name
-    if not file.is_file() or file_sha256(file) != entry['sha256']:
-        raise CheckpointError(
-            f'{file}: is missing, truncated or altered (its checksum is not that of the manifest). Write it again with '
-            'tools/deploy.py --export'
-        )
-    return file
+    file = path / engine / Path(entry['file']).name
+    return check_file(file, entry['sha256'], 'Write it again with tools/deploy.py --export')
 
 
 class DeployedModel:
