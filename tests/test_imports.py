@@ -41,7 +41,7 @@ ALLOWED = {
     'convert': {'errors', 'layers', 'policy', 'stages'},
     'heads': {'registry'},
     'builder': {'errors', 'layers', 'policy', 'schedule', 'stages', 'convert', 'registry', 'deploy'},
-    'analysis': {'quant', 'layers', 'analysis'},
+    'analysis': {'files', 'quant', 'layers', 'analysis'},
     'deploy': {'errors', 'files', 'quant', 'layers', 'policy', 'stages', 'convert'},
 }
 """Part -> the other parts it may import."""

@@ -313,6 +313,7 @@ def test_a_segmentor_is_trained_deployed_and_evaluated(workplace):
     run(ROOT / 'tools/deploy.py', 'fcn.py', 'fcn/epoch_1.pth', *options, cwd=workplace)
     found = json.loads((workplace / 'fcn_folded/report.json').read_text())['metrics']
     assert list(found) == ['quantized', 'folded', 'openvino']
-    tested = metrics_of(workplace, 'fcn_folded', 'fcn.py')
+    tested = metrics_of(workplace, 'fcn_folded', 'fcn.py', ('--show-dir', 'pictures'))
+    assert len(list((workplace / 'pictures').rglob('*.png'))) == 6
     assert tested == pytest.approx(found['folded'])
     assert tested == pytest.approx(found['quantized'], abs=0.1)

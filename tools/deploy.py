@@ -39,7 +39,7 @@ def main() -> None:
         cli.check_checkpoint(args.float)
     cli.use_checkpoint(cfg, args.checkpoint)
     options = (args.batches, args.export, args.rounds, args.evaluate, args.float)
-    report = deploy(cli.build_runner(cfg), args.out, *options)
+    report = deploy(cli.build_plain_runner(cfg), args.out, *options)
     write_file(Path(args.out, 'report.json'), json.dumps(report.as_dict(), indent=1, default=float) + '\n')
     print(report)
 
