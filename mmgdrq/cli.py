@@ -9,12 +9,14 @@ import os.path as osp
 import pickle
 import re
 import sys
+import warnings
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Callable, Optional
 
 from mmengine.config import Config, DictAction
+from mmengine.device import is_cuda_available, is_mlu_available, is_musa_available, is_npu_available
 from mmengine.registry import DATASETS, RUNNERS
 from mmengine.runner import Runner
 from torch import distributed
@@ -29,24 +31,42 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """Errors of a file system without room."""
 
 
+class ConfigOptions(DictAction):
+    """``key=value`` pairs; anything else is an error."""
+
+    def __call__(self, parser, namespace, values, option_string=None) -> None:
+        for text in values or ():
+            if '=' not in text:
+                raise ConfigError(f'{option_string} {text}: expected key=value, such as train_cfg.max_epochs=3')
+        try:
+            super().__call__(parser, namespace, values, option_string)
+        except AssertionError as error:  # brackets that do not match
+            raise ConfigError(f'{option_string}: {error}') from None
+
+
 def add_common_options(parser: argparse.ArgumentParser) -> None:
     """Options that the OpenMMLab tools have in common."""
     parser.add_argument('--work-dir', help='directory for logs and results')
+    add_config_options(parser)
+    parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none')
+    parser.add_argument('--local_rank', '--local-rank', type=int, default=0)
+
+
+def add_config_options(parser: argparse.ArgumentParser) -> None:
+    """The option that overrides values of the config."""
     parser.add_argument(
         '--cfg-options',
         nargs='+',
-        action=DictAction,
+        action=ConfigOptions,
         help='override config values, key=value; lists as key="[a,b]"',
     )
-    parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none')
-    parser.add_argument('--local_rank', '--local-rank', type=int, default=0)
 
 
 def load_config(args: argparse.Namespace) -> Config:
     """Read the config that ``args`` names and apply the common options.
 
     Raises:
-        ConfigError: the file does not exist.
+        ConfigError: the file does not exist, or an option does not fit it.
     """
     if not osp.isfile(args.config):
         raise ConfigError(f'config: {args.config} does not exist')
@@ -54,7 +74,10 @@ def load_config(args: argparse.Namespace) -> Config:
     cfg = Config.fromfile(args.config)
     cfg.launcher = args.launcher
     if args.cfg_options is not None:
-        cfg.merge_from_dict(args.cfg_options)
+        try:
+            cfg.merge_from_dict(args.cfg_options)
+        except (KeyError, TypeError) as error:
+            raise ConfigError(f'--cfg-options: {error.args[0]}') from None
     if args.work_dir is not None:
         cfg.work_dir = args.work_dir
     elif cfg.get('work_dir') is None:
@@ -117,6 +140,40 @@ def check_checkpoint(path: str) -> None:
     if damage:
         raise CheckpointError(
             f'checkpoint: {path} {damage} ({osp.getsize(path):,} bytes). Copy it again, or use an earlier one'
+        )
+
+
+def check_start(cfg: Config) -> None:
+    """Check the checkpoint that a training starts from.
+
+    Raises:
+        ConfigError: it does not exist; the message names the config beside this one that makes it, if there is one.
+        CheckpointError: it is damaged.
+    """
+    path = cfg.get('load_from')
+    if not path:
+        return
+    folder = Path(path).parent
+    maker = Path(cfg.filename or '').parent / f'{folder.name}.py'
+    if folder.parent.name == 'work_dirs' and not osp.isfile(path) and maker.is_file():
+        raise ConfigError(
+            f'load_from: {path} does not exist. Train {osp.relpath(maker)} first, or name another checkpoint with '
+            '--cfg-options load_from=FILE'
+        )
+    check_checkpoint(path)
+
+
+def check_amp(cfg: Config) -> None:
+    """Check that there is a device for the mixed precision that a config asks for.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    asked = (cfg.get('optim_wrapper') or {}).get('type')
+    available = (is_cuda_available, is_npu_available, is_mlu_available, is_musa_available)
+    if asked == 'AmpOptimWrapper' and not any(check() for check in available):
+        raise ConfigError(
+            'optim_wrapper: AmpOptimWrapper (--amp) trains on a GPU only, and torch finds none. Train without it'
         )
 
 
@@ -213,6 +270,7 @@ def _is_downloaded(dataset: Any, cfg: Config) -> bool:
 def run_tool(main: Callable[[], None]) -> None:
     """Run a tool; an error that mmgdrq raised on purpose ends it with one line and exit status 2."""
     load_weights_only()
+    warnings.filterwarnings('ignore', 'pkg_resources is deprecated', UserWarning)  # by mmengine, not to be mended here
     try:
         main()
         leave_ranks()

@@ -65,7 +65,8 @@ def apply_rule(
         guess = nearest(rule.get('pattern', ''), [name for layer in layers for name in layer.names])
         hint = f" The nearest layer name is '{guess}'." if guess else ''
         asked = {key: rule[key] for key in ('pattern', 'kind') if key in rule}
-        raise ConfigError(f'{where}: {asked} matches no layer.{hint} print(mmgdrq.plan(model)) lists all names')
+        listed = 'Without this rule tools/plan.py CONFIG, or print(mmgdrq.plan(model)), lists all names'
+        raise ConfigError(f'{where}: {asked} matches no layer.{hint} {listed}')
     usable = [layer for layer in matched if not layer.reason]
     if not usable and not rule.get('skip'):
         raise ConfigError(

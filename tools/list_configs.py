@@ -6,6 +6,7 @@ It builds every model without its weights and plans it; nothing is downloaded. W
 plans for every model in docs/plans, configs/gdrq/metafile.yml and model-index.yml.
 """
 
+import argparse
 import re
 import warnings
 from pathlib import Path
@@ -71,6 +72,7 @@ A `freeze` in `stages` ends the updates of ranges and BN statistics for the last
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     warnings.simplefilter('ignore')
     rows, plans, index = [], {}, []
     for path in sorted(CONFIGS.glob('*.py')):

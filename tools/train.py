@@ -27,14 +27,14 @@ def main() -> None:
     if args.amp:
         cfg.optim_wrapper.type = 'AmpOptimWrapper'
         cfg.optim_wrapper.loss_scale = 'dynamic'
+    cli.check_amp(cfg)
     if args.auto_scale_lr:
         cfg.merge_from_dict({'auto_scale_lr.enable': True})
     if args.resume == 'auto':
         cli.resume_latest(cfg)
     elif args.resume:
         cfg.resume, cfg.load_from = True, args.resume
-    if cfg.get('load_from'):
-        cli.check_checkpoint(cfg.load_from)
+    cli.check_start(cfg)
     cli.add_hook(cfg, type='mmgdrq.CheckpointFitHook', whole=bool(cfg.get('resume')))
     cli.save_whole_checkpoints(cfg)
     cli.build_runner(cfg).train()
