@@ -19,7 +19,7 @@ from ..errors import ExportError
 from .block_module import BlockModule
 from .blocks import SIGNED_ZERO
 from .engines import open_engine
-from .export import Exported
+from .exported import Exported
 from .rounding import openvino_alone
 
 LAYERS = ('Conv', 'Gemm', 'MatMul', 'ConvInteger', 'MatMulInteger')
@@ -96,6 +96,7 @@ def compare_codes(exported: Exported, engine: str, optimize: bool = True) -> Cod
             feeds = dict(zip(feeds, codes))
         found = run(exported.example.numpy(), **feeds)
     count = len(expected)
+    _check_shapes(exported.path, [*expected, *codes], found)
     pairs = list(zip(feeds.values(), found[count:]))
     different = [int((a != b).sum()) for a, b in pairs]
     distances = [_distance(v, a, a.astype(np.int16) - c, b) for v, c, (a, b) in zip(scaled, codes, pairs)]
@@ -105,6 +106,13 @@ def compare_codes(exported: Exported, engine: str, optimize: bool = True) -> Cod
     worst = names[shares.index(max(shares))] if any(shares) else None
     errors = [_relative(e, f) for e, f in zip(expected, found[:count])]
     return CodeErrors(sum(sizes), sum(different), worst, max(distances, default=0.0), max(errors, default=0.0))
+
+
+def _check_shapes(path: Path, expected: Sequence, found: Sequence) -> None:
+    shapes = [[tuple(array.shape) for array in arrays] for arrays in (expected, found)]
+    for ours, theirs in zip(*shapes):
+        if ours != theirs:
+            raise ExportError(f'export: {path.name} has values of shape {theirs} where torch has {ours}')
 
 
 def _distance(value: np.ndarray, ours: np.ndarray, zero: np.ndarray, theirs: np.ndarray) -> float:
