@@ -138,7 +138,7 @@ def block_of(name: str, layer: nn.Module, entry: dict[str, Any], profile: str) -
 
 
 def _scale_of(layer: nn.Module, entry: dict[str, Any], profile: str) -> Tensor:
-    if profile != 'onnxruntime':
+    if profile != 'onnxruntime' or not entry['input'] or entry['weight_bits'] > 8:  # they have float biases
         return layer.scale
     alone = without_products(layer.scale, layer.offset, refinement_of(entry['weight_lowest']))
     return torch.where(alone, 0.0, layer.scale)

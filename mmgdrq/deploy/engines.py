@@ -13,6 +13,8 @@ from ..errors import ExportError, InputError
 ENGINES = ('onnxruntime', 'openvino')
 REFERENCE = 'onnxruntime'
 """Engine that checks the graphs of profiles whose own engine cannot run here."""
+ONNXRUNTIME = dict(providers=['CPUExecutionProvider'], disabled_optimizers=['WeightBiasQuantization'])
+"""Of a session: the left out optimizer makes 8-bit weights of float ones between two quantized tensors."""
 Run = Callable[..., list[np.ndarray]]
 
 
@@ -99,7 +101,7 @@ def _open_onnxruntime(package, path: Path, threads: int, optimize: bool):
         options.graph_optimization_level = package.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.intra_op_num_threads = threads
     options.log_severity_level = 4  # errors are raised
-    session = package.InferenceSession(str(path), options, providers=['CPUExecutionProvider'])
+    session = package.InferenceSession(str(path), options, **ONNXRUNTIME)
     shapes = {value.name: value.shape for value in session.get_inputs()}
     shape = [size if isinstance(size, int) else None for size in shapes['input']]
     return lambda x, **others: session.run(None, {'input': np.ascontiguousarray(x), **others}), shape

@@ -337,3 +337,48 @@ def test_an_unsigned_8_bit_input_has_seven_bits_for_tensorrt(tmp_path):
     for ours, theirs in zip(expected, found):
         assert (ours - theirs).abs().mean() < 0.1 * ours.abs().mean()
     assert compare_codes(exported, 'onnxruntime').different <= 1
+
+
+FLOAT_PARTS = {
+    'float weights': (dict(weight=dict(bits=32)), 5),
+    'float inputs': (dict(activation=dict(bits=32)), 0),
+    'a float layer': (dict(rules=[dict(pattern='body.5', skip=True)]), 4),
+    'a layer with float inputs': (dict(rules=[dict(pattern='body.5', activation=dict(bits=32))]), 4),
+    'a layer with float weights': (dict(rules=[dict(pattern='body.5', weight=dict(bits=32))]), 5),
+}
+
+
+@pytest.mark.parametrize('engine', ['onnxruntime', 'openvino'])
+@pytest.mark.parametrize('case', FLOAT_PARTS)
+def test_float_weights_and_inputs_stay_float(tmp_path, engine, case):
+    """Layer 5 reads the result of a quantized layer without anything in between."""
+    pytest.importorskip(engine, reason=f'{engine} is not installed')
+    options, inputs = FLOAT_PARTS[case]
+    torch.manual_seed(0)
+    conv, norm = lambda: nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8)
+    body = nn.Sequential(nn.Conv2d(3, 8, 3), norm, nn.ReLU(), conv(), nn.BatchNorm2d(8), conv(), nn.ReLU(), conv())
+    model, x = Stack(nn.Sequential(*body, nn.ReLU(), nn.Conv2d(8, 4, 1))), torch.rand(2, 3, 16, 16)
+    mmgdrq.quantize(model, **{**dict(weight=dict(bits=2), activation=dict(bits=4)), **options})
+    with torch.no_grad():
+        model.train()(x)
+    exported = exported_of((mmgdrq.fold(model.eval(), example=x), x), tmp_path, engine)
+    errors = compare_codes(exported, engine)
+    assert len(exported.blocks) == 5 - ('skip' in str(options))
+    assert sum(module.block.limits is not None for module in exported.blocks) == inputs
+    assert (errors.codes > 0) == (inputs > 0)
+    assert errors.different <= 1
+    assert errors.results < 1e-5
+
+
+class Stack(nn.Module):
+    """A model that is one stack of layers."""
+
+    def __init__(self, body) -> None:
+        super().__init__()
+        self.body, self.bbox_head = body, nn.Identity()
+
+    def extract_feat(self, x):
+        return self.body(x)
+
+    def forward(self, x):
+        return self.bbox_head(self.extract_feat(x))
