@@ -11,6 +11,7 @@ input quantizer follow, it is. Everywhere else:
 """
 
 from collections import defaultdict
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Optional
 
@@ -37,24 +38,47 @@ def plan_results(path: Path, exported: list[BlockModule]) -> None:
     graph = _Graph(path)
     layers = [(node, module) for node, module in block_layers(graph.nodes, exported) if module.block.is_integer]
     blocks = {id(node): module for node, module in layers}
-    readers: dict[int, set[Optional[Grid]]] = defaultdict(set)
+    wishes: dict[BlockModule, list[_Wish]] = defaultdict(list)
     for node, module in layers:
-        if module.is_product():
-            continue  # the engine has integer products with float results
-        if graph.ends(node):
-            module.ends = True
-        elif graph.is_quantized_next(node):
-            readers[id(module)].add(_of_reader(graph, node, blocks))
-        else:
-            module.result = _of_reader(graph, node, blocks)
-            module.rounds = module.result is None
-            if module.rounds:
-                module.result = module.trained or _of_range(*module.range)
-    for _, module in layers:  # of one block that is called several times, results may go to different places
-        if module.ends:
-            module.result, module.rounds = None, False
-        elif module.result is None and len(readers[id(module)]) == 1:
-            (module.reader,) = readers[id(module)]
+        if not module.is_product():  # the engine has integer products with float results
+            wishes[module].append(_wish(graph, node, blocks))
+    for module, calls in wishes.items():
+        _settle(module, calls)
+
+
+@dataclass(frozen=True)
+class _Wish:
+    """What would suit the result of one call of a block.
+
+    Attributes:
+        ends: to stay as it is.
+        next: whether the reader's quantizer follows at once, so that the engine rounds by itself.
+        grid: of the only reader; None: there are several, or something else in between.
+    """
+
+    ends: bool
+    next: bool = False
+    grid: Optional[Grid] = None
+
+
+def _wish(graph: '_Graph', node, blocks) -> _Wish:
+    if graph.ends(node):
+        return _Wish(ends=True)
+    return _Wish(False, graph.is_quantized_next(node), _of_reader(graph, node, blocks))
+
+
+def _settle(module: BlockModule, calls: list[_Wish]) -> None:
+    """The results of a block that is called several times may go to different places, but are computed alike."""
+    grids = {call.grid for call in calls}
+    only = grids.pop() if len(grids) == 1 else None
+    module.ends = any(call.ends for call in calls)
+    if module.ends:
+        return
+    if all(call.next for call in calls):
+        module.reader = only
+        return
+    module.rounds = only is None
+    module.result = only or module.trained or _of_range(*module.range)
 
 
 def _of_reader(graph: '_Graph', node, blocks) -> Optional[Grid]:

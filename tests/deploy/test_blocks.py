@@ -123,6 +123,41 @@ def test_a_shared_layer_may_be_read_by_several(tmp_path, engine):
     assert compare_codes(exported_of((folded, x), tmp_path, engine), engine).different <= 1
 
 
+class SharedByPooling(nn.Module):
+    """The result of a layer goes into an addition first, and through a pooling to a small grid then."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.shared = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+        self.pooled, self.other = nn.Conv2d(8, 8, 3), nn.Conv2d(8, 8, 3)
+
+    def extract_feat(self, x):
+        x = torch.relu(self.stem(x))
+        y = x + self.shared(x)
+        return self.other(y), self.pooled(F.max_pool2d(torch.relu(self.shared(y)), 2))
+
+    def forward(self, x):
+        return self.bbox_head(self.extract_feat(x))
+
+
+def test_the_grid_of_one_reader_does_not_change_what_another_reads(tmp_path):
+    torch.manual_seed(0)
+    model, x = SharedByPooling(), torch.rand(2, 3, 16, 16)
+    model.bbox_head = nn.Identity()
+    mmgdrq.quantize(model, weight=dict(bits=8), activation=dict(bits=8))
+    with torch.no_grad():
+        model.train()(x)
+    folded = mmgdrq.fold(model.eval(), example=x)
+    exported = exported_of((folded, x), tmp_path, 'onnxruntime')
+    shared = next(module for module in exported.blocks if module.block.name == 'shared')
+    assert shared.rounds
+    assert compare_codes(exported, 'onnxruntime').different <= 1
+    with torch.no_grad():
+        expected, found = folded(x), exported.part.module(x)
+    for ours, theirs in zip(expected, found):
+        assert (ours - theirs).abs().mean() < 0.02 * ours.abs().mean()
+
+
 def test_a_missing_engine_is_one_error(folded, tmp_path, monkeypatch):
     exported = exported_of(folded, tmp_path, 'openvino')
     monkeypatch.setitem(sys.modules, 'openvino', None)
