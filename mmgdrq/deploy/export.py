@@ -17,9 +17,10 @@ from .exported import Exported
 from .forms import low_bit
 from .layers import STORED, RoundedInput
 from .merge import merge_norms
+from .plugging import check_plugging
 from .pooling import any_size_pooling
 from .results import plan_results
-from .seams import Part, example_inputs, parts_of
+from .seams import Part, example_inputs, parts_of, run_part
 from .shapes import BATCH, SIZE, Axes, right_axes
 from .tidy import tidy
 
@@ -41,21 +42,24 @@ def export(
 
     Args:
         folded: result of :func:`mmgdrq.fold`.
-        run: runs the model it is given on sample images.
+        run: runs the model it is given on sample images and returns its results.
         out: existing directory.
         profile: how the nodes of the quantized blocks look, see :mod:`mmgdrq.deploy.nodes`.
         form: for comparisons, one of :data:`mmgdrq.deploy.forms.FORMS`.
-        check: run the graphs on other batch and image sizes; without, nothing but the sample's is sure.
+        check: compare the results of the model with those that it has with its parts plugged in, and run the graphs
+            on other batch and image sizes.
 
     Raises:
-        ExportError: an unknown profile, a model without a known seam, an operator that ONNX lacks, or no engine is
+        ExportError: an unknown profile, a model without known seams, an operator that ONNX lacks, or no engine is
             installed that could check the graphs.
     """
     if profile not in PROFILES:
         raise ExportError(f'export: profile {profile!r} is unknown. Expected one of {", ".join(PROFILES)}')
     model, exported = with_blocks(folded, profile, form)
     parts = parts_of(model)
-    inputs = example_inputs(parts, lambda: run(model))
+    inputs, results = example_inputs(parts, lambda: run(model))
+    if check:
+        check_plugging(model, parts, run, results)
     paths = [Path(out, f'{part.name}.onnx') for part in parts]
     return [_export_part(part, inputs[part.name], path, exported, profile, check) for part, path in zip(parts, paths)]
 
@@ -122,8 +126,7 @@ def _export_part(part: Part, x: Tensor, path: Path, exported: list[BlockModule],
 
 
 def _write(part: Part, x: Tensor, path: Path, exported: list[BlockModule], free: Axes) -> None:
-    with torch.no_grad():
-        results = part.module(x)
+    results = run_part(part, x)
     if not free & BATCH and any(len(result) != 1 for result in results):
         raise ExportError(
             f'export: the graph of {part.name} would have the number of sample images as a constant, and cannot take '
