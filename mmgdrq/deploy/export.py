@@ -1,5 +1,6 @@
 """Write the dense parts of a folded model as standard ONNX graphs."""
 
+import copy
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -41,8 +42,8 @@ def export(
     turn sizes into constants: then the image size is that of the sample images, or the graph takes one image at a time.
 
     Args:
-        folded: result of :func:`mmgdrq.fold`.
-        run: runs the model it is given on sample images and returns its results.
+        folded: result of :func:`mmgdrq.fold`, on any device.
+        run: runs the model it is given, a copy on the CPU, on sample images and returns its results.
         out: existing directory.
         profile: how the nodes of the quantized blocks look, see :mod:`mmgdrq.deploy.nodes`.
         form: for comparisons, one of :data:`mmgdrq.deploy.forms.FORMS`.
@@ -55,7 +56,7 @@ def export(
     """
     if profile not in PROFILES:
         raise ExportError(f'export: profile {profile!r} is unknown. Expected one of {", ".join(PROFILES)}')
-    model, exported = with_blocks(folded, profile, form)
+    model, exported = with_blocks(copy.deepcopy(folded).cpu(), profile, form)
     parts = parts_of(model)
     inputs, results = example_inputs(parts, lambda: run(model))
     if check:

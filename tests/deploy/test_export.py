@@ -215,6 +215,18 @@ def test_an_unknown_profile(tmp_path):
         export(folded, lambda m: m(x), tmp_path, 'tensorflow')
 
 
+def test_a_copy_on_the_cpu_is_exported(tmp_path, monkeypatch):
+    """There the engines are, and the samples that they are compared on."""
+    folded, x = folded_net()
+    moved = []
+    monkeypatch.setattr(Net, 'cpu', lambda self: moved.append(self) or self)
+    ran = []
+    export(folded, lambda model: ran.append(model) or model(x), tmp_path)
+    assert len(moved) == 1
+    assert folded not in moved
+    assert folded not in ran
+
+
 def test_a_part_that_got_no_input(tmp_path):
     folded, _ = folded_net()
     with pytest.raises(ExportError, match='the sample images never reached dense'):
