@@ -417,3 +417,20 @@ class Stack(nn.Module):
 
     def forward(self, x):
         return self.bbox_head(self.extract_feat(x))
+
+
+@pytest.mark.parametrize('options', [dict(weight=dict(bits=32)), dict(activation=dict(bits=32))], ids=str)
+def test_the_float_form_of_half_quantized_layers_is_float(tmp_path, options):
+    """Else a network would be compared with itself."""
+    torch.manual_seed(0)
+    stack = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.Conv2d(8, 4, 1))
+    model, x = Stack(stack), torch.rand(2, 3, 16, 16)
+    mmgdrq.quantize(model, **{**dict(weight=dict(bits=2), activation=dict(bits=8)), **options})
+    with torch.no_grad():
+        model.train()(x)
+    folded = mmgdrq.fold(model.eval(), example=x)
+    exported = exported_of((folded, x), tmp_path, 'onnxruntime', 'float')
+    assert b'quantizelinear' not in exported.path.read_bytes().lower()
+    (found,) = open_engine('onnxruntime', exported.path)(x.numpy())
+    expected = folded(x).detach()
+    assert (torch.from_numpy(found) - expected).abs().mean() < 0.02 * expected.abs().mean()
