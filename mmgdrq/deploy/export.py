@@ -26,6 +26,7 @@ from .shapes import BATCH, SIZE, Axes, right_axes
 from .tidy import tidy
 
 OPSET = 17
+AXES = {0: 'batch', 2: 'height', 3: 'width'}
 
 
 def export(
@@ -111,7 +112,7 @@ def _rounded_input(quantizer: nn.Module, entry: dict[str, Any]) -> nn.Module:
 def _export_part(part: Part, x: Tensor, path: Path, exported: list[BlockModule], profile: str, check: bool) -> Exported:
     """The graph with as many free axes as are right."""
     part.module.eval()
-    free = BATCH | SIZE if part.name == 'dense' else BATCH
+    free = possible = BATCH | SIZE if part.name == 'dense' else BATCH
     _write(part, x, path, exported, free)
     if profile == 'onnxruntime' and exported:
         plan_results(path, exported)  # they depend on who reads them, which only the graph tells
@@ -123,6 +124,8 @@ def _export_part(part: Part, x: Tensor, path: Path, exported: list[BlockModule],
         _write(part, x, path, exported, free)
         found = Exported(part, path, x, list(exported))
         right = right_axes(found, profile, free)
+    if right != possible:
+        _say_what_is_fixed(found, right)
     return found
 
 
@@ -157,4 +160,14 @@ def _write(part: Part, x: Tensor, path: Path, exported: list[BlockModule], free:
 
 
 def _named(name: str, tensor: Tensor, free: Axes) -> dict[int, str]:
-    return {axis: 'batch' if axis == 0 else f'{name}_{axis}' for axis in sorted(free) if axis < tensor.dim()}
+    return {axis: f'{name}_{AXES[axis]}' if axis else AXES[0] for axis in sorted(free) if axis < tensor.dim()}
+
+
+def _say_what_is_fixed(found: Exported, free: Axes) -> None:
+    size = 'x'.join(str(n) for n in found.example.shape[1:])
+    fixed = [] if free & BATCH else ['runs one input at a time']
+    fixed += [] if free & SIZE else [f'takes inputs of {size} only']
+    warnings.warn(
+        f'export: {found.path.name} {" and ".join(fixed)}: sizes of the sample images are constants in it',
+        stacklevel=4,
+    )

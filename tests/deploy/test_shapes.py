@@ -1,5 +1,7 @@
 """Graphs take other batch and image sizes where they are right there, and refuse them elsewhere."""
 
+import warnings
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -64,6 +66,17 @@ def exported(between, folder, profile, batch=2):
         model.train()(x)
     (found,) = export(mmgdrq.fold(model.eval(), example=x), lambda m: m(x), folder, profile)
     return found
+
+
+def test_the_export_says_what_is_fixed(tmp_path):
+    pytest.importorskip('onnxruntime', reason='onnxruntime is not installed')
+    with pytest.warns(UserWarning, match=r'dense\.onnx takes inputs of 3x16x24 only: sizes'):
+        exported(size_as_number, tmp_path, 'onnxruntime')
+    with pytest.warns(UserWarning, match=r'dense\.onnx runs one input at a time: sizes'):
+        exported(batch_as_number, tmp_path, 'onnxruntime')
+    with warnings.catch_warnings():
+        warnings.simplefilter('error', UserWarning)
+        exported(nothing, tmp_path, 'onnxruntime')
 
 
 def errors_of(found, engine, x):
