@@ -86,9 +86,8 @@ def deploy(
     model.eval()
     inputs = list(islice(runner.build_dataloader(runner.cfg.test_dataloader), batches))
 
-    def run(target: nn.Module) -> None:
-        for batch in inputs:
-            target.test_step(batch)
+    def run(target: nn.Module) -> object:
+        return [target.test_step(batch) for batch in inputs]
 
     say('folding')
     folded = fold(model, example=run)
