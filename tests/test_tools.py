@@ -68,6 +68,7 @@ def deployed(workplace) -> Path:
     run(ROOT / 'tools/train.py', 'float.py', '--work-dir', 'float', cwd=workplace)
     options = ('--out', 'folded', '--rounds', '2', '--evaluate', '--float', 'float/epoch_1.pth')
     options += ('--export', 'onnxruntime', 'openvino')
+    options += ('--cfg-options', 'test_dataloader.num_workers=1', 'test_dataloader.persistent_workers=True')
     output = run(ROOT / 'tools/deploy.py', 'w2a4.py', 'run/epoch_1.pth', *options, cwd=workplace)
     assert 'folded 35 layers: 20 scales in BN, 15 in the layer' in output
     assert all(f'step {n} of 12: ' in output for n in range(1, 13))
