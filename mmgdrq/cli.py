@@ -91,6 +91,14 @@ def build_runner(cfg: Config) -> Runner:
     return RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
 
 
+def build_plain_runner(cfg: Config) -> Runner:
+    """Build a runner that has model and data at hand, which a FlexibleRunner builds only when it starts."""
+    if str(cfg.get('runner_type')).split('.')[-1] == 'FlexibleRunner':
+        for key in ('runner_type', 'strategy'):
+            cfg.pop(key, None)
+    return build_runner(cfg)
+
+
 def add_hook(cfg: Config, **hook: Any) -> None:
     """Append a hook to the config's ``custom_hooks``."""
     cfg.custom_hooks = [*(cfg.get('custom_hooks') or []), hook]

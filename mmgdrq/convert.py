@@ -68,7 +68,7 @@ def quantize(
         check_not_empty(plan)
     modules = dict(model.named_modules())
     found = replacements(model)
-    for row in plan.quantized:
+    for row in plan.pending:
         quantize_layer(modules[row.name], found[row.name].cls, row.weight, row.activation, row.name)
     call_projections(model)
     let_parents_read(model)
@@ -95,7 +95,7 @@ def _before_load(model: nn.Module, check: Callable) -> None:
 
 def check_not_empty(plan: Plan) -> None:
     """Raise where a plan would quantize nothing."""
-    if not plan.quantized:
+    if not plan.pending:
         reasons = '; '.join(sorted({row.reason for row in plan})) or 'it has no weight layers'
         raise ConfigError(f'model: nothing would be quantized ({reasons})')
 

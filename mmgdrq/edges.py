@@ -14,15 +14,20 @@ IMAGE_CHANNELS = 4
 _PREDICTION = re.compile(
     r'(^|_)(cls|reg|obj|seg|logits|logit|centerness|iou|kernel|offset|wh|heatmap|coord|coeff|loc|shape|score|pred|out|'
     r'refine|controller|classifier|params?|(cls_|dist_)?head|head_dist|segm_conv|mask_feature|fc_mask|se_layer|'
-    r'classes_proj|patch_proj)(_preds?|s)?$'
+    r'classes_proj|patch_proj|score_lowres)(_preds?|s)?$'
 )
 _HEAD = re.compile(r'(^|_)heads?$')
-_INTERNAL = re.compile(r'(^|_)(conv_offset|dcn_offset|sampling_offsets|pre_logits)$')
+_SEQUENCE = re.compile(r'(^|[._])head\.\d+(\.\d+)*$')
+"""A layer of a head that is a plain sequence, of which only the last one may predict."""
+_OUTPUTS = re.compile(r'head|(^|_)classifier$|^aux')
+"""The parts of a model that each have a prediction layer of their own."""
+_INTERNAL = re.compile(r'(^|_)(conv_offset|dcn_offset|sampling_offsets|pre_logits|conv_head)$')
 _BRANCH = re.compile(
     r'.*head.*?\.((heatmap|wh|offset)_head|(cls|class|mask|bbox)_embed|reg_branch|(aux_)?(cls|reg)_branches\.\d+|'
     r'fc_reg\.layers|(tl|br)_(heat|off|emb|guiding_shift|centripetal_shift)\.\d+|(cls_prob|reg_offset)_module|'
     r'conv_mask_list(_[xy])?\.\d+|grid_head\.deconv2|protonet|glbctx_head|mask_head\.projection|'
-    r'mask_decoder\.(query|pix)_mlp|rec_with_attnbias\.proj)(?=\.|$)'
+    r'mask_decoder\.(query|pix)_mlp|rec_with_attnbias\.proj|'
+    r'(classification|regression)_head\.module_list\.\d+)(?=\.|$)'
 )
 """A branch of layers within a head, of which the last one predicts; of DETR-like heads one a decoder layer."""
 _TASK_LIST = re.compile(r'.*head.*\.(cls|reg)_convs\.\d+(?=\.)')
@@ -43,7 +48,9 @@ def is_prediction(name: str) -> bool:
         return False
     if parts[-1] == 'linear' or parts[-2:] == ['conv_pred', 'conv']:  # of a module that wraps the layer
         parts = parts[:-1]
-    if _BRANCH.match(name) or _INTERNAL.search(parts[-1]) or _TOWER.search('.'.join(parts)):
+    if _BRANCH.match(name) or _SEQUENCE.search(name):
+        return False
+    if _INTERNAL.search(parts[-1]) or _TOWER.search('.'.join(parts)):
         return False
     return bool(_PREDICTION.search(parts[-1]))
 
@@ -60,17 +67,17 @@ def image_layers(layers: Layers) -> list[str]:
 
 
 def prediction_layers(layers: Layers) -> list[str]:
-    """The last layers of every task; at least one of each head."""
+    """The last layers of every task; at least one of each head, and one that is not of an auxiliary head."""
     found = [name for name in layers if is_prediction(name)]
     found += _last_of_each(_BRANCH, layers)
-    heads = {name.split('.')[0] for name in layers if 'head' in name.split('.')[0]}
-    if not heads:
-        return found or list(layers)[-1:]
-    for head in heads:
-        own = [name for name in layers if name.split('.')[0] == head]
-        if not any(name in found for name in own):
+    parts: dict[str, list[str]] = {}
+    for name in layers:
+        parts.setdefault(name.split('.')[0], []).append(name)
+    for part, own in parts.items():
+        if _OUTPUTS.search(part) and not _INTERNAL.search(part) and not set(own) & set(found):
             found += _last_of_each(_TASK_LIST, own) or own[-1:]
-    return found
+    main = [name for name in layers if not name.startswith('aux')]
+    return found if set(found) & set(main) else found + main[-1:]
 
 
 def _last_of_each(group: re.Pattern, names: Iterable[str]) -> list[str]:
@@ -83,13 +90,14 @@ def frozen_layers(layers: Layers) -> list[str]:
     """The layers whose weights are not trained, in a model that trains others.
 
     A network beside one with the same layers follows it, as the teacher of mmdet's semi-supervised detectors does,
-    which is also the one that is evaluated: its layers count as frozen only where those of the other are.
+    which is also the one that is evaluated: its layers count as frozen only where those of the other are. Layers are
+    the same by name, class and shapes; the stages of a ResNet have equal names, but other shapes.
     """
     trained = {name for name, layer in layers.items() if _trained(layer)}
-    networks: dict[str, set[str]] = {}
-    for name in layers:
+    networks: dict[str, dict[str, tuple]] = {}
+    for name, layer in layers.items():
         network, _, rest = name.partition('.')
-        networks.setdefault(network, set()).add(rest)
+        networks.setdefault(network, {})[rest] = type(layer), [p.shape for p in layer.parameters()]
     leaders = {name.partition('.')[0] for name in trained}
     for leader in leaders:
         for follower in set(networks) - leaders:
@@ -100,4 +108,7 @@ def frozen_layers(layers: Layers) -> list[str]:
 
 
 def _trained(layer: nn.Module) -> bool:
-    return any(p.requires_grad for p in layer.parameters(recurse=False) if p.dim() >= 2)
+    weights = list(layer.parameters(recurse=False))
+    if hasattr(layer, 'parametrizations'):  # of torch, such as spectral_norm: they hold the weight
+        weights += layer.parametrizations.parameters()
+    return any(weight.requires_grad for weight in weights if weight.dim() >= 2)

@@ -7,10 +7,12 @@ from typing import Any, Optional
 from torch import nn
 
 from .edges import frozen_layers, image_layers, prediction_layers
+from .layers import built_specs, is_quantized
 from .quant import ActivationSpec, WeightSpec, make_spec, override_spec
 from .quant.spec import FLOAT_BITS
 from .rules import Decision, apply_rule, changed_spec, check_rules
 from .survey import Layer, own_weights, survey
+from .training import in_training
 
 EDGE_BITS = 8
 """Bits of the layers that read the image, predict, or are frozen, unless a rule says otherwise."""
@@ -29,6 +31,7 @@ class PlanRow:
         weight: what the weight is quantized to; None where the layer stays as it is.
         activation: what the input is quantized to; None where the layer stays as it is.
         reason: why it has these bits, or why it is not quantized.
+        built: whether it was a quantized layer before, with bits of its own.
     """
 
     name: str
@@ -39,6 +42,7 @@ class PlanRow:
     weight: Optional[WeightSpec]
     activation: Optional[ActivationSpec]
     reason: str
+    built: bool = False
 
     @property
     def quantized(self) -> bool:
@@ -62,13 +66,18 @@ class Plan(list[PlanRow]):
         """The rows that are quantized."""
         return [row for row in self if row.quantized]
 
+    @property
+    def pending(self) -> list[PlanRow]:
+        """The rows of float layers that are to be quantized."""
+        return [row for row in self.quantized if not row.built]
+
     def summary(self) -> str:
         """One line: how many layers and weights are quantized, and how many bits a weight has."""
         total = sum(row.parameters for row in self)
         bits = sum(row.parameters * (row.weight.bits if row.weight else 32) for row in self)
-        share = sum(row.parameters for row in self.quantized) / max(total, 1)
+        share = sum(row.parameters for row in self.quantized if row.weight.enabled) / max(total, 1)
         return (
-            f'{len(self.quantized)} of {len(self)} weight layers quantized, {share:.1%} of '
+            f'{len(self.quantized)} of {len(self)} weight layers quantized, {_percent(share)} of '
             f'{total:,} weights, {bits / max(total, 1):.2f} bits a weight on average'
         )
 
@@ -99,7 +108,8 @@ def make_plan(
     weight_spec = make_spec(WeightSpec, weight, 'weight')
     activation_spec = make_spec(ActivationSpec, activation, 'activation')
     layers = survey(model)
-    decisions = _default_decisions(layers, weight_spec, activation_spec)
+    with in_training(model):  # it may freeze layers there only
+        decisions = _default_decisions(layers, weight_spec, activation_spec)
     skipped: dict[str, Decision] = {}
     for number, rule in enumerate(check_rules(rules)):
         apply_rule(rule, f'rules[{number}]', layers, decisions, skipped)
@@ -109,7 +119,7 @@ def make_plan(
 
 def _default_decisions(layers: list[Layer], weight: WeightSpec, activation: ActivationSpec) -> dict[str, Decision]:
     usable = [layer for layer in layers if not layer.reason]
-    modules = {layer.names[0]: layer.module for layer in usable}
+    modules = {layer.names[0]: layer.module for layer in layers if not layer.reason or is_quantized(layer.module)}
     edges = dict.fromkeys(frozen_layers(modules), 'frozen: rounded, but not trained')
     trained = {name: module for name, module in modules.items() if name not in edges}
     edges.update(dict.fromkeys(prediction_layers(trained), 'prediction layer'))
@@ -135,8 +145,11 @@ def _at_edge(weight: WeightSpec, activation: ActivationSpec, reason: str) -> Dec
 
 
 def _row(layer: Layer, weight, activation, reason: str) -> PlanRow:
-    if weight is not None and not weight.enabled and not activation.enabled:
-        weight, activation, reason = None, None, f'32 bits asked {reason}'.strip()
+    built = is_quantized(layer.module)
+    if built:
+        weight, activation = built_specs(layer.module)
+    elif weight is not None and not weight.enabled and not activation.enabled:
+        weight, activation, reason = None, None, f'32 bits asked; {reason}'.removesuffix('; ')
     weights = own_weights(layer.module)
     transposed = isinstance(layer.module, nn.modules.conv._ConvTransposeNd)
     return PlanRow(
@@ -148,7 +161,17 @@ def _row(layer: Layer, weight, activation, reason: str) -> PlanRow:
         weight=weight,
         activation=activation,
         reason=reason,
+        built=built,
     )
+
+
+def _percent(share: float) -> str:
+    """A share in percent, rounded; all only where it is all.
+
+    >>> _percent(1.0), _percent(0.9999), _percent(0.5)
+    ('100.0%', '99.9%', '50.0%')
+    """
+    return f'{share if share == 1 else min(share, 0.999):.1%}'
 
 
 def _bits(spec) -> str:

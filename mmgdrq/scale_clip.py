@@ -1,6 +1,10 @@
 """Scale-Clip of the weights: a projection after every real optimizer step."""
 
-from torch import nn
+from collections.abc import Iterator
+from typing import Optional
+
+import torch
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from .layers import WeightQuantizer, quantized_layers
@@ -21,18 +25,41 @@ class ScaleClip:
         self.enabled = True
 
     def attach(self, optimizer: Optimizer):
-        """Project after every ``optimizer.step()`` that really happens; steps that a GradScaler skips and
-        iterations that only accumulate gradients do not project.
+        """Project the weights of ``optimizer`` after every step of it that really happens; steps that a GradScaler
+        skips and iterations that only accumulate gradients do not project.
+
+        An optimizer that holds no parameter of the model (but copies of them) projects all weights.
 
         Returns:
             A handle; ``handle.remove()`` ends it.
         """
-        return optimizer.register_step_post_hook(lambda *_: self())
+        return optimizer.register_step_post_hook(lambda *_: self._after(optimizer))
 
     def __call__(self) -> None:
         """Project now, if enabled."""
-        if not self.enabled:
-            return
-        for layer in quantized_layers(self.model):
-            if isinstance(layer.weight_quantizer, WeightQuantizer) and layer.stored_weight().requires_grad:
-                layer.scale_clip_()
+        for layer in self._layers():
+            layer.scale_clip_()
+
+    def _layers(self) -> Iterator[nn.Module]:
+        if self.enabled:
+            for layer in quantized_layers(self.model):
+                if isinstance(layer.weight_quantizer, WeightQuantizer) and layer.stored_weight().requires_grad:
+                    yield layer
+
+    def _after(self, optimizer: Optimizer) -> None:
+        held = {id(parameter) for group in optimizer.param_groups for parameter in group['params']}
+        if held.isdisjoint(map(id, self.model.parameters())):
+            return self()
+        # a fused optimizer decides on the device whether a GradScaler's step is skipped
+        skipped = getattr(optimizer, 'found_inf', None)
+        for layer in self._layers():
+            if id(layer.stored_weight()) in held:
+                _project(layer, skipped)
+
+
+def _project(layer: nn.Module, skipped: Optional[Tensor]) -> None:
+    before = None if skipped is None else layer.stored_weight().detach().clone()
+    layer.scale_clip_()
+    if before is not None:
+        weight = layer.stored_weight().detach()
+        weight.copy_(torch.where(skipped.to(weight.device) > 0, before, weight))

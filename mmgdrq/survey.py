@@ -1,10 +1,15 @@
 """The weight layers of a model, and which of them can be quantized."""
 
+import re
 from dataclasses import dataclass
 
 from torch import Tensor, nn
 
 from .layers import Projection, float_reason, read_reasons, replacements
+
+_WEIGHT = re.compile(r'weight|proj|^w\d*$', re.IGNORECASE)
+"""Names of parameters that are weights, where none is called ``weight``. Others of two or more dimensions, such as
+position embeddings, class tokens and tables of biases, are no weights of a layer."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +34,8 @@ class Layer:
 def weight_layers(model: nn.Module) -> dict[str, nn.Module]:
     """Qualified name -> module, for all layers with a weight of two or more dimensions, each module once.
 
-    Normalisation layers, whose weight is a vector, and pure embeddings are not weight layers.
+    Normalisation layers, whose weight is a vector, and pure embeddings are not weight layers. Modules with no
+    ``weight`` are where they have parameters that are named like one, as ``nn.LSTM`` has.
     """
     return {name: module for name, module in model.named_modules() if own_weights(module)}
 
@@ -61,7 +67,10 @@ def own_weights(module: nn.Module) -> list[Tensor]:
     else:
         names = ('weight',)
     weights = [getattr(module, name, None) for name in names]
-    return [weight for weight in weights if isinstance(weight, Tensor) and weight.dim() >= 2]
+    weights = [weight for weight in weights if isinstance(weight, Tensor)]
+    if not weights:
+        weights = [weight for name, weight in module.named_parameters(recurse=False) if _WEIGHT.search(name)]
+    return [weight for weight in weights if weight.dim() >= 2]
 
 
 def _kind(module: nn.Module) -> str:

@@ -1,8 +1,13 @@
 """The layers at 8 bits: what reads the image, what predicts, what is frozen."""
 
 import pytest
+import torch
 from torch import nn
+from torch.nn import utils
+from torch.nn.utils import parametrizations
+from torchvision.models import get_model
 
+import mmgdrq
 from mmgdrq.edges import is_prediction, prediction_layers
 from tests.plans import at_eight, classifier, conv, faster_rcnn, retina, rows, segmentor, tree
 
@@ -117,11 +122,47 @@ def test_prediction_layers_of_branches():
         ('bbox_head.tl_off.0.0.conv bbox_head.tl_off.0.1.conv bbox_head.tl_dcn_offset.0.conv', {1}),
         ('backbone.layers.0.fc neck.head', {1}),
         ('backbone.layers.0.fc neck.fc', {1}),
+        ('conv_stem blocks.0.0.conv_dw conv_head classifier', {3}),
+        ('backbone.conv1 classifier.0 classifier.3 aux_classifier.0 aux_classifier.3', {2, 4}),
+        ('conv1 aux1.conv aux1.fc1 aux1.fc2 fc', {3, 4}),
+        ('features.0 classifier.0 classifier.3', {2}),
+        ('backbone.0 head.0 head.2', {2}),
     ],
 )
 def test_prediction_layers_by_their_names(names, expected):
     names = names.split()
     assert set(prediction_layers(dict.fromkeys(names))) == {names[i] for i in expected}
+
+
+TORCHVISION = {
+    'deeplabv3_mobilenet_v3_large': {'classifier.4', 'aux_classifier.4'},
+    'maskrcnn_resnet50_fpn_v2': {
+        'rpn.head.cls_logits',
+        'rpn.head.bbox_pred',
+        'roi_heads.box_predictor.cls_score',
+        'roi_heads.box_predictor.bbox_pred',
+        'roi_heads.mask_predictor.mask_fcn_logits',
+    },
+    'keypointrcnn_resnet50_fpn': {
+        'rpn.head.cls_logits',
+        'rpn.head.bbox_pred',
+        'roi_heads.box_predictor.cls_score',
+        'roi_heads.box_predictor.bbox_pred',
+        'roi_heads.keypoint_predictor.kps_score_lowres',
+    },
+    'ssdlite320_mobilenet_v3_large': {
+        f'head.{task}_head.module_list.{i}.1' for task in ('classification', 'regression') for i in range(6)
+    },
+}
+
+
+@pytest.mark.parametrize('name', TORCHVISION)
+def test_prediction_layers_of_torchvision(name):
+    aux = dict(aux_loss=True) if 'deeplab' in name else {}
+    with torch.device('meta'):
+        model = get_model(name, weights=None, weights_backbone=None, **aux)
+    found = {row.name for row in mmgdrq.plan(model) if row.reason == 'prediction layer'}
+    assert found == TORCHVISION[name]
 
 
 def test_a_momentum_encoder_is_frozen_and_predicts_nothing():
@@ -135,6 +176,28 @@ def test_a_momentum_encoder_is_frozen_and_predicts_nothing():
     found = rows(model)
     assert found['neck'].reason == 'prediction layer'
     assert found['encoder_k.2'].reason.startswith('frozen')
+
+
+@pytest.mark.parametrize('norm', [parametrizations.spectral_norm, utils.spectral_norm])
+def test_a_layer_with_a_spectral_norm_is_frozen_where_its_weight_is(norm):
+    net = nn.Sequential(conv(3, 8), norm(conv(8, 8)), norm(conv(8, 8)), conv(8, 2))
+    net[2].requires_grad_(False)
+    assert at_eight(net) == {'0', '2', '3'}
+    assert rows(net)['2'].reason.startswith('frozen')
+
+
+def test_a_frozen_stage_beside_stages_with_its_layer_names_is_no_teacher():
+    def stage(inputs, outputs):
+        return nn.Sequential(conv(inputs, outputs), conv(outputs, outputs))
+
+    def deconv_stage():
+        return nn.Sequential(nn.ConvTranspose2d(8, 8, 3), nn.ConvTranspose2d(8, 8, 3))
+
+    net = tree(conv1=conv(3, 8), layer1=stage(8, 8), layer2=stage(8, 16), up=deconv_stage(), fc=nn.Linear(16, 2))
+    net.layer1.requires_grad_(False)
+    assert at_eight(net) == {'conv1', 'layer1.0', 'layer1.1', 'fc'}
+    net.layer2.requires_grad_(False)
+    assert at_eight(net) == {'conv1', 'layer1.0', 'layer1.1', 'layer2.0', 'layer2.1', 'fc'}
 
 
 def test_only_the_first_layer_is_an_edge_where_the_input_is_no_image():

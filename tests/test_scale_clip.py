@@ -144,3 +144,49 @@ def test_torch_counts_the_projection_as_a_change(layer, sizes, kernels):
     mmgdrq.set_execution(net)
     assert versions
     assert all(p._version > versions[name] for name, p in net.named_parameters() if name in versions)
+
+
+def test_a_step_that_a_fused_optimizer_skips_does_not_project():
+    """A fused optimizer learns on the device, inside of its step, that a GradScaler skips it."""
+    net = model()
+    optimizer = torch.optim.Adam(net.parameters(), 0.01, fused=True)
+    mmgdrq.ScaleClip(net).attach(optimizer)
+    scaler = torch.amp.GradScaler('cpu')
+    before = weights(net)
+    for finite in (False, True):
+        scaler.scale(net.train()(torch.rand(2, 3, 6, 6)).sum()).backward()
+        if not finite:
+            net[0].weight.grad[0] = float('inf')
+        scaler.step(optimizer)
+        scaler.update()
+        optimizer.zero_grad()
+        kept = [np.array_equal(before[name], value) for name, value in weights(net).items()]
+        assert not any(kept) if finite else all(kept)
+    assert np.abs(weights(net)['2.weight']).max() < np.abs(before['2.weight']).max() / 2
+
+
+def test_every_optimizer_projects_its_own_weights():
+    net = model()
+    first = torch.optim.SGD(net[0].parameters(), 0.0)
+    rest = torch.optim.SGD([*net[2].parameters(), *net[4].parameters()], 0.0)
+    clip, before = mmgdrq.ScaleClip(net), weights(net)
+    clip.attach(first)
+    clip.attach(rest)
+    net.train()(torch.rand(2, 3, 6, 6)).sum().backward()
+    first.step()
+    changed = {name for name, value in weights(net).items() if not np.array_equal(before[name], value)}
+    assert changed == {'0.weight'}
+    rest.step()
+    changed = {name for name, value in weights(net).items() if not np.array_equal(before[name], value)}
+    assert changed == {'0.weight', '2.weight', '4.weight'}
+
+
+def test_an_optimizer_of_copies_projects_all_weights():
+    net = model()
+    copies = [p.detach().clone().requires_grad_() for p in net.parameters()]
+    optimizer = torch.optim.SGD(copies, 0.0)
+    mmgdrq.ScaleClip(net).attach(optimizer)
+    before = weights(net)
+    optimizer.step()
+    changed = {name for name, value in weights(net).items() if not np.array_equal(before[name], value)}
+    assert changed == {'0.weight', '2.weight', '4.weight'}

@@ -68,6 +68,7 @@ def deployed(workplace) -> Path:
     run(ROOT / 'tools/train.py', 'float.py', '--work-dir', 'float', cwd=workplace)
     options = ('--out', 'folded', '--rounds', '2', '--evaluate', '--float', 'float/epoch_1.pth')
     options += ('--export', 'onnxruntime', 'openvino')
+    options += ('--cfg-options', 'test_dataloader.num_workers=1', 'test_dataloader.persistent_workers=True')
     output = run(ROOT / 'tools/deploy.py', 'w2a4.py', 'run/epoch_1.pth', *options, cwd=workplace)
     assert 'folded 35 layers: 20 scales in BN, 15 in the layer' in output
     assert all(f'step {n} of 12: ' in output for n in range(1, 13))
@@ -313,6 +314,7 @@ def test_a_segmentor_is_trained_deployed_and_evaluated(workplace):
     run(ROOT / 'tools/deploy.py', 'fcn.py', 'fcn/epoch_1.pth', *options, cwd=workplace)
     found = json.loads((workplace / 'fcn_folded/report.json').read_text())['metrics']
     assert list(found) == ['quantized', 'folded', 'openvino']
-    tested = metrics_of(workplace, 'fcn_folded', 'fcn.py')
+    tested = metrics_of(workplace, 'fcn_folded', 'fcn.py', ('--show-dir', 'pictures'))
+    assert len(list((workplace / 'pictures').rglob('*.png'))) == 6
     assert tested == pytest.approx(found['folded'])
     assert tested == pytest.approx(found['quantized'], abs=0.1)

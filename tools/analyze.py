@@ -12,6 +12,7 @@ from pathlib import Path
 from mmgdrq import analysis, cli, get_stage, set_stage
 from mmgdrq.analysis.plots import plot_weights
 from mmgdrq.errors import ConfigError
+from mmgdrq.files import write_file
 from mmgdrq.layers import ActivationQuantizer
 
 
@@ -28,11 +29,14 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     args = parse_args()
     cfg = cli.load_config(args)
+    if args.batches < 0:
+        raise ConfigError(f'--batches {args.batches}: expected 0 (weights only) or more')
     cli.check_checkpoint(args.checkpoint)
     if args.batches:
         cli.check_data(cfg, 'test')
     cfg.load_from = args.checkpoint
-    runner = cli.build_runner(cfg)
+    cli.add_hook(cfg, type='mmgdrq.CheckpointFitHook', whole=True, float_weights=True)
+    runner = cli.build_plain_runner(cfg)
     runner.call_hook('before_run')
     runner.load_or_resume()
     model = runner.model.eval()
@@ -49,9 +53,8 @@ def main() -> None:
     reports = analysis.analyze(model, run if batches else None)
     table = f'{args.checkpoint}, stage {get_stage(model)}\n{analysis.format_table(reports)}'
     print(table)
-    args.out.mkdir(parents=True, exist_ok=True)
-    (args.out / 'report.txt').write_text(table + '\n')
-    (args.out / 'report.json').write_text(json.dumps([asdict(r) for r in reports], indent=1) + '\n')
+    write_file(args.out / 'report.txt', table + '\n')
+    write_file(args.out / 'report.json', json.dumps([asdict(r) for r in reports], indent=1) + '\n')
     plot_weights({'weights': model}, args.out / 'weights.png')
 
 

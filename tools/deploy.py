@@ -18,7 +18,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--out', required=True, help='directory to write')
     parser.add_argument('--batches', type=int, default=2, help='real test batches to verify with')
     parser.add_argument(
-        '--export', nargs='*', choices=PROFILES, default=[], help='also write ONNX graphs for these engines'
+        '--export', nargs='+', choices=PROFILES, default=[], help='also write ONNX graphs for these engines'
     )
     parser.add_argument('--rounds', type=int, default=10, help='timed runs of each graph beside float; 0: none')
     parser.add_argument(
@@ -38,8 +38,10 @@ def main() -> None:
     if args.float:
         cli.check_checkpoint(args.float)
     cli.use_checkpoint(cfg, args.checkpoint)
+    # workers that wait for the next epoch crash at exit beside the threads of OpenVINO
+    cfg.test_dataloader.persistent_workers = False
     options = (args.batches, args.export, args.rounds, args.evaluate, args.float)
-    report = deploy(cli.build_runner(cfg), args.out, *options)
+    report = deploy(cli.build_plain_runner(cfg), args.out, *options)
     write_file(Path(args.out, 'report.json'), json.dumps(report.as_dict(), indent=1, default=float) + '\n')
     print(report)
 

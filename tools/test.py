@@ -2,11 +2,20 @@
 
 import argparse
 import json
+import os.path as osp
+from typing import Optional
 
 from mmgdrq import cli
 from mmgdrq.deploy.engines import ENGINES
 from mmgdrq.errors import ConfigError
 from mmgdrq.files import write_file
+
+HOOKS = {
+    'mmdet': dict(type='DetVisualizationHook'),
+    'mmseg': dict(type='SegVisualizationHook'),
+    'mmpretrain': dict(type='VisualizationHook'),
+}
+"""Scope -> the hook that draws, where the config has none."""
 
 
 def parse_args() -> argparse.Namespace:
@@ -24,13 +33,35 @@ def parse_args() -> argparse.Namespace:
 
 
 def draw_predictions(cfg, args: argparse.Namespace) -> None:
-    """Switch on the visualization hook that the config's OpenMMLab package provides."""
-    hooks = cfg.get('default_hooks') or {}
-    if 'visualization' not in hooks:
+    """Switch on the visualization hook that the config's OpenMMLab package provides, for every image."""
+    hook = (cfg.get('default_hooks') or {}).get('visualization') or HOOKS.get(cfg.get('default_scope'))
+    if hook is None:
         raise ConfigError('--show/--show-dir: the config has no default_hooks.visualization to draw with')
-    hooks.visualization.update(draw=True, show=args.show, wait_time=args.wait_time)
-    if args.show_dir:
-        hooks.visualization.test_out_dir = args.show_dir
+    hook = dict(hook)
+    folder = osp.abspath(args.show_dir) if args.show_dir else None
+    hook.update(show=args.show, wait_time=args.wait_time)
+    kind = str(hook.get('type')).split('.')[-1]
+    if kind == 'SegVisualizationHook':
+        hook.update(draw=True, interval=1)
+        _draw_with_mmseg(cfg, args.show, folder)
+    elif kind == 'VisualizationHook':  # mmpretrain
+        hook.update(enable=True, interval=1, out_dir=folder)
+    else:
+        hook.update(draw=True, test_out_dir=folder)
+    cfg.default_hooks = {**(cfg.get('default_hooks') or {}), 'visualization': hook}
+
+
+def _draw_with_mmseg(cfg, show: bool, folder: Optional[str]) -> None:
+    """Its hook leaves the writing to the visualizer, which writes nothing while it shows.
+
+    It asks for the present iteration too, for which mmengine would need the training data.
+    """
+    if show and folder:
+        raise ConfigError('--show --show-dir: mmseg either shows pictures or writes them. Leave one of the two out')
+    cfg.update(dict.fromkeys(('train_dataloader', 'train_cfg', 'optim_wrapper', 'param_scheduler')))
+    if folder:
+        cfg.visualizer = {'type': 'SegLocalVisualizer', 'name': 'visualizer', **(cfg.get('visualizer') or {})}
+        cfg.visualizer.update(save_dir=folder, vis_backends=[dict(type='LocalVisBackend')])
 
 
 def main() -> None:

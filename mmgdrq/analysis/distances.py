@@ -12,13 +12,15 @@ def gap_to_uniform(x: Tensor) -> Tensor:
 
     Returns:
         float32, shape ``(...)``: 0 for a uniform row; about 0.13 for a Gaussian and 0.19 for a Laplacian one. 0 for an
-        all-zero row.
+        all-zero or empty row.
 
     >>> gap_to_uniform(torch.linspace(-1, 1, 1001)).item() < 0.01
     True
     """
     magnitude = x.detach().float().abs().sort(-1).values
     n = magnitude.shape[-1]
+    if n == 0:
+        return magnitude.new_zeros(magnitude.shape[:-1])
     top = 2 * magnitude.mean(-1, keepdim=True)
     expected = (magnitude / top.clamp(min=torch.finfo(torch.float32).tiny)).clamp(max=1)
     rank = torch.arange(n, device=x.device, dtype=torch.float32)

@@ -1,5 +1,6 @@
 """Pictures of the distributions; needs matplotlib, which OpenMMLab brings along."""
 
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from torch.nn import Module
 matplotlib.use('Agg')
 import matplotlib.pyplot as plt
 
+from ..files import write_file
 from ..layers import WeightQuantizer, is_quantized
 from ..quant import group_mean_abs, per_filter
 
@@ -25,10 +27,12 @@ def plot_weights(models: Mapping[str, Module], path: Path, layers: Sequence[str]
     Args:
         models: title -> a converted model; all of the same architecture.
         path: png or svg file.
-        layers: names of the layers; by default some that are spread over the network.
+        layers: names of the layers; by default some that are spread over the network: of those below 8 bits, or
+            where there are none of all whose weight is quantized. Without any there is no picture.
     """
-    first = next(iter(models.values()))
-    layers = layers or spread([name for name, m in first.named_modules() if has_low_bits(m)], LAYERS)
+    layers = layers or spread(_candidates(next(iter(models.values()))), LAYERS)
+    if not layers:
+        return
     figure, axes = plt.subplots(len(models), len(layers), squeeze=False, sharex=True)
     figure.set_size_inches(3 * len(layers), 2.2 * len(models))
     for row, (title, model) in zip(axes, models.items()):
@@ -39,20 +43,17 @@ def plot_weights(models: Mapping[str, Module], path: Path, layers: Sequence[str]
     for axis in axes[-1]:
         axis.set_xlabel('w / mean|w|', fontsize=8)
     figure.tight_layout()
-    figure.savefig(path, dpi=90)
+    picture = io.BytesIO()
+    figure.savefig(picture, format=path.suffix[1:], dpi=90)
     plt.close(figure)
+    write_file(path, picture.getvalue())
 
 
 def relative_weight(layer: Module) -> Tensor:
-    """All elements of a layer's weight in units of the mean magnitude of their group."""
-    weight, spec = layer.weight.detach(), layer.weight_quantizer.spec
+    """All elements of what a layer quantizes, its ``filters()``, in units of the mean magnitude of their group."""
+    weight, spec = layer.filters().detach(), layer.weight_quantizer.spec
     scale = per_filter(group_mean_abs(weight, spec.group_size), weight.shape[0], spec.group_size)
     return (weight.flatten(1) / scale.clamp(min=1e-12)[:, None]).flatten()
-
-
-def has_low_bits(module: Module) -> bool:
-    """Whether the weight of a layer is quantized below 8 bits."""
-    return is_quantized(module) and isinstance(module.weight_quantizer, WeightQuantizer) and _bits(module) < 8
 
 
 def spread(names: Sequence[str], count: int) -> list[str]:
@@ -66,5 +67,10 @@ def spread(names: Sequence[str], count: int) -> list[str]:
     return [names[round(i * (len(names) - 1) / (count - 1))] for i in range(count)]
 
 
-def _bits(module: Module) -> int:
-    return module.weight_quantizer.spec.bits
+def _candidates(model: Module) -> list[str]:
+    bits = {
+        name: module.weight_quantizer.spec.bits
+        for name, module in model.named_modules()
+        if is_quantized(module) and isinstance(module.weight_quantizer, WeightQuantizer)
+    }
+    return [name for name in bits if bits[name] < 8] or list(bits)

@@ -1,6 +1,6 @@
 """Statistics of every quantized layer: how much its weight and its input lose, and how uniform they are."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Optional
 
@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from ..layers import ActivationQuantizer, WeightQuantizer, is_quantized
 from ..quant import collect, quantized_loss, search_range, threshold_of, weight_range
-from ..quant.groups import per_group
 from .distances import gap_to_uniform
 
 SAMPLE = 100_000
@@ -23,11 +22,12 @@ class LayerReport:
     Attributes:
         name: qualified name.
         weight_bits, input_bits: bit-widths; 32 where that tensor stays in float.
-        weight_loss: quantized-loss (p = 1) of the weight at the range that its rule gives; mean over the groups.
+        weight_loss: quantized-loss (p = 1) of what the layer quantizes, its ``filters()``, at its range (a learned or
+            searched one, or what its rule gives); mean over the groups.
         weight_best: the same at the best range.
         weight_gap: distance of the weight to uniform (:func:`gap_to_uniform`), mean over the groups.
-        input_loss, input_best, input_gap: the same for the values of the input that are not zero; None where no
-            input was seen.
+        input_loss, input_best, input_gap: the same for the values of the input that are not zero, on the grid that the
+            layer has, or would take where it has no range yet; None where no value but zero was seen.
     """
 
     name: str
@@ -73,31 +73,43 @@ def _report(name: str, layer: nn.Module, sample: Optional[Tensor]) -> LayerRepor
     bits = [q.spec.bits if hasattr(q, 'spec') else 32 for q in (weights, inputs)]
     values = {}
     if isinstance(weights, WeightQuantizer):
-        values.update(zip(('weight_loss', 'weight_best', 'weight_gap'), _weight(layer.weight, weights.spec)))
-    if isinstance(inputs, ActivationQuantizer) and sample is not None and sample.numel():
+        values.update(zip(('weight_loss', 'weight_best', 'weight_gap'), _weight(layer.filters().detach(), weights)))
+    if isinstance(inputs, ActivationQuantizer) and sample is not None and bool((sample != 0).any()):
         values.update(zip(('input_loss', 'input_best', 'input_gap'), _input(sample, inputs)))
     return LayerReport(name, *bits, **values)
 
 
-def _weight(weight: Tensor, spec) -> tuple[float, float, float]:
-    rows = per_group(weight.flatten(1), spec.group_size).flatten(1)
-    best = search_range(rows, spec.levels, spec.code_limits, 1, spec.offset)
-    losses = [
-        quantized_loss(rows, alpha, spec.levels, spec.code_limits, 1, spec.offset)
-        for alpha in (weight_range(weight, spec), best)
-    ]
-    return (*(loss.mean().item() for loss in losses), gap_to_uniform(rows).mean().item())
+def _weight(filters: Tensor, quantizer: WeightQuantizer) -> tuple[float, float, float]:
+    spec = quantizer.spec
+    kept = quantizer.stateful and quantizer.is_ready()  # range_of() would set a range that is missing
+    ranges = quantizer.alpha.abs() if kept else weight_range(filters, spec)
+    found = []
+    for rows, alpha in _rows_of_groups(filters, ranges, spec.group_size):
+        best = search_range(rows, spec.levels, spec.code_limits, 1, spec.offset)
+        losses = [quantized_loss(rows, a, spec.levels, spec.code_limits, 1, spec.offset) for a in (alpha, best)]
+        found.append(torch.stack([*losses, gap_to_uniform(rows)]))
+    return tuple(torch.cat(found, dim=1).mean(1).tolist())
+
+
+def _rows_of_groups(filters: Tensor, ranges: Tensor, group_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Groups of equal size as rows, with their ranges; a smaller last group comes alone."""
+    size = len(filters) if group_size == -1 else group_size
+    whole = len(filters) // size
+    if whole:
+        yield filters[: whole * size].reshape(whole, -1), ranges[:whole]
+    if whole * size < len(filters):
+        yield filters[whole * size :].reshape(1, -1), ranges[whole:]
 
 
 def _input(sample: Tensor, quantizer: ActivationQuantizer) -> tuple[float, float, float]:
     spec = quantizer.spec
-    signed = bool(sample.amin() < 0)
-    levels, limits = spec.levels(signed), spec.code_limits(signed)
     if quantizer.is_ready():
-        threshold = quantizer.threshold
+        signed, threshold = bool(quantizer.signed), quantizer.threshold.abs()
     else:
+        signed = bool(sample.amin() < 0) if spec.signed == 'auto' else spec.signed
         total, count = collect(sample, spec, signed)
         threshold = threshold_of(total / count, spec, signed)
+    levels, limits = spec.levels(signed), spec.code_limits(signed)
     best = search_range(sample.unsqueeze(0), levels, limits, p=1)[0]
     losses = [quantized_loss(sample, alpha, levels, limits).item() for alpha in (threshold, best)]
     return (*losses, gap_to_uniform(sample[sample != 0]).item())

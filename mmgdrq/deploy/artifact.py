@@ -20,7 +20,7 @@ from ..files import partial_name, remove_stale, replace_directory
 from ..layers import is_quantized
 from ..quant import pack, unpack
 from .layers import STORED, StoredWeight, become_folded, unread_parameters
-from .manifest import FORMAT, MANIFEST, VERSION, PathLike, is_deployed, read_manifest
+from .manifest import FORMAT, MANIFEST, VERSION, PathLike, check_file, is_deployed, read_manifest
 from .manifest import file_sha256 as _sha256
 from .manifest import json_sha256 as _json_sha256
 
@@ -28,16 +28,22 @@ WEIGHTS, CONFIG = 'weights.safetensors', 'config.py'
 
 
 def save_folded(
-    folded: nn.Module, out: PathLike, config: str = '', graphs: Optional[Callable[[Path], dict[str, Any]]] = None
+    folded: nn.Module,
+    out: PathLike,
+    config: str = '',
+    graphs: Optional[Callable[[Path], dict[str, Any]]] = None,
+    check: Optional[Callable[[Path], None]] = None,
 ) -> Path:
     """Write a folded model.
 
     Args:
         folded: result of :func:`mmgdrq.fold`.
-        out: directory; an earlier deployed model there is replaced, anything else is an error.
+        out: directory; an earlier deployed model there is replaced, an empty one filled, anything else is an error.
         config: text of the config that builds the quantized model.
         graphs: writes graphs for engines below the directory that it is given; what it returns goes into the
             manifest.
+        check: looks at the directory when it is complete, but has not got its name yet; where it raises, an earlier
+            deployed model stays.
 
     Returns:
         The directory.
@@ -47,8 +53,7 @@ def save_folded(
         OSError: it cannot be written, such as on a full disk; an earlier deployed model is still there then.
     """
     out = Path(out)
-    if out.exists() and not is_deployed(out):
-        raise CheckpointError(f'{out}: exists and is not a deployed model, so it is not replaced. Choose another --out')
+    check_out(out)
     out.parent.mkdir(parents=True, exist_ok=True)
     remove_stale(out)
     temporary = partial_name(out)
@@ -69,10 +74,24 @@ def save_folded(
             'graphs_sha256': _json_sha256(written),
         }
         (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1))
+        if check is not None:
+            check(temporary)
         replace_directory(temporary, out)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return out
+
+
+def check_out(out: PathLike) -> None:
+    """Check that a deployed model may be written to a place.
+
+    Raises:
+        CheckpointError: something else is there.
+    """
+    out = Path(out)
+    empty = not out.exists() or (out.is_dir() and not any(out.iterdir()))
+    if not empty and not is_deployed(out):
+        raise CheckpointError(f'{out}: exists and is not a deployed model, so it is not replaced. Choose another --out')
 
 
 def load_folded(model: nn.Module, path: PathLike) -> nn.Module:
@@ -129,13 +148,7 @@ def read_config(path: PathLike) -> str:
     Raises:
         CheckpointError: it is missing or was altered.
     """
-    manifest, file = read_manifest(path), Path(path) / CONFIG
-    if not file.is_file() or _sha256(file) != manifest['config_sha256']:
-        raise CheckpointError(
-            f'{file}: is missing, truncated or altered (its checksum is not that of the manifest). Write it again '
-            'with tools/deploy.py'
-        )
-    return file.read_text()
+    return check_file(Path(path) / CONFIG, read_manifest(path)['config_sha256']).read_text()
 
 
 def stored_bytes(path: PathLike) -> int:
@@ -182,12 +195,7 @@ def _alias_keys(model: nn.Module) -> dict[str, str]:
 
 
 def _read_tensors(path: Path, manifest: dict[str, Any]) -> dict[str, Tensor]:
-    file = path / WEIGHTS
-    if not file.is_file() or _sha256(file) != manifest.get('sha256'):
-        raise CheckpointError(
-            f'{file}: is missing, truncated or altered (its checksum is not that of the manifest). Write it '
-            'again with tools/deploy.py'
-        )
+    file = check_file(path / WEIGHTS, manifest['sha256'])
     try:
         return load_file(str(file))
     except SafetensorError as error:

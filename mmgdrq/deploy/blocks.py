@@ -112,15 +112,10 @@ def block_of(name: str, layer: nn.Module, entry: dict[str, Any], profile: str) -
         profile: one of :data:`PROFILES`.
 
     Raises:
-        ExportError: a convolution that does not pad with a number of zeros.
+        ExportError: a convolution that does not pad with as many zeros on one side as on the other.
     """
     linear = isinstance(layer, FoldedLinear)
-    if not linear and (layer.padding_mode != 'zeros' or isinstance(layer.padding, str)):
-        raise ExportError(
-            f'export: {name} has padding={layer.padding!r} and padding_mode={layer.padding_mode!r}; expected a number '
-            'of zeros on each side. Keep it in float with a rule, dict(pattern=..., skip=True)'
-        )
-    geometry = None if linear else (layer.stride, layer.padding, layer.dilation, layer.groups)
+    geometry = None if linear else (layer.stride, _padding_of(name, layer), layer.dilation, layer.groups)
     block = Block(
         name=name,
         weight=layer.weight.detach(),
@@ -137,8 +132,25 @@ def block_of(name: str, layer: nn.Module, entry: dict[str, Any], profile: str) -
     return _in_int8(block) if profile == 'tensorrt' else block
 
 
+def _padding_of(name: str, layer: nn.Conv2d) -> tuple[int, ...]:
+    """Zeros on each side, a number for each dimension."""
+    totals = [dilation * (size - 1) for dilation, size in zip(layer.dilation, layer.kernel_size)]
+    if layer.padding_mode == 'zeros':
+        if layer.padding == 'valid':
+            return (0,) * len(totals)
+        if layer.padding != 'same':
+            return layer.padding
+        if not any(total % 2 for total in totals):
+            return tuple(total // 2 for total in totals)
+    raise ExportError(
+        f'export: {name} has padding={layer.padding!r} and padding_mode={layer.padding_mode!r} with a kernel of '
+        f'{layer.kernel_size}; expected a number of zeros on each side. Keep it in float with a rule, '
+        'dict(pattern=..., skip=True)'
+    )
+
+
 def _scale_of(layer: nn.Module, entry: dict[str, Any], profile: str) -> Tensor:
-    if profile != 'onnxruntime':
+    if profile != 'onnxruntime' or not entry['input'] or entry['weight_bits'] > 8:  # they have float biases
         return layer.scale
     alone = without_products(layer.scale, layer.offset, refinement_of(entry['weight_lowest']))
     return torch.where(alone, 0.0, layer.scale)

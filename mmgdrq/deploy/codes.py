@@ -19,11 +19,9 @@ from ..errors import ExportError
 from .block_module import BlockModule
 from .blocks import SIGNED_ZERO
 from .engines import open_engine
-from .export import Exported
+from .exported import Exported
+from .graph_layers import INTEGER_LAYERS, block_layers
 from .rounding import openvino_alone
-
-LAYERS = ('Conv', 'Gemm', 'MatMul', 'ConvInteger', 'MatMulInteger')
-INTEGER_LAYERS = ('ConvInteger', 'MatMulInteger')
 
 
 @dataclass(frozen=True)
@@ -96,6 +94,7 @@ def compare_codes(exported: Exported, engine: str, optimize: bool = True) -> Cod
             feeds = dict(zip(feeds, codes))
         found = run(exported.example.numpy(), **feeds)
     count = len(expected)
+    _check_shapes(exported.path, [*expected, *codes], found)
     pairs = list(zip(feeds.values(), found[count:]))
     different = [int((a != b).sum()) for a, b in pairs]
     distances = [_distance(v, a, a.astype(np.int16) - c, b) for v, c, (a, b) in zip(scaled, codes, pairs)]
@@ -105,6 +104,13 @@ def compare_codes(exported: Exported, engine: str, optimize: bool = True) -> Cod
     worst = names[shares.index(max(shares))] if any(shares) else None
     errors = [_relative(e, f) for e, f in zip(expected, found[:count])]
     return CodeErrors(sum(sizes), sum(different), worst, max(distances, default=0.0), max(errors, default=0.0))
+
+
+def _check_shapes(path: Path, expected: Sequence, found: Sequence) -> None:
+    shapes = [[tuple(array.shape) for array in arrays] for arrays in (expected, found)]
+    for ours, theirs in zip(*shapes):
+        if ours != theirs:
+            raise ExportError(f'export: {path.name} has values of shape {theirs} where torch has {ours}')
 
 
 def _distance(value: np.ndarray, ours: np.ndarray, zero: np.ndarray, theirs: np.ndarray) -> float:
@@ -163,9 +169,8 @@ def _cut(exported: Exported, codes: list[np.ndarray], out: Path) -> tuple[dict[s
     graph = model.graph
     makers = {name: node for node in graph.node for name in node.output}
     feeds = {}
-    cuts = [cut for cut in (_codes_of(node, makers) for node in graph.node if node.op_type in LAYERS) if cut]
-    if len(cuts) != len(codes):
-        raise RuntimeError(f'{exported.path.name} has {len(cuts)} quantized inputs, but torch made {len(codes)}')
+    layers = block_layers(graph.node, exported.blocks)
+    cuts = [_codes_of(node, makers) for node, module in layers if module.block.limits is not None]
     for number, ((reader, name), array) in enumerate(zip(cuts, codes)):
         if array.dtype == np.int8 and exported.blocks[0].block.profile == 'onnxruntime':
             array = (array.astype(np.int16) + SIGNED_ZERO).astype(np.uint8)
@@ -180,8 +185,6 @@ def _cut(exported: Exported, codes: list[np.ndarray], out: Path) -> tuple[dict[s
 
 
 def _codes_of(layer, makers):
-    """The node that reads a layer's input codes, and their name; None: the layer's input is float."""
-    if layer.op_type in INTEGER_LAYERS:
-        return layer, layer.input[0]
-    reader = makers.get(layer.input[0])
-    return (reader, reader.input[0]) if reader is not None and reader.op_type == 'DequantizeLinear' else None
+    """The node that reads a layer's input codes, and their name."""
+    reader = layer if layer.op_type in INTEGER_LAYERS else makers[layer.input[0]]
+    return reader, reader.input[0]

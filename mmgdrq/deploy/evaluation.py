@@ -3,12 +3,12 @@
 from collections.abc import Mapping
 from typing import Any
 
-from mmengine.registry import MODELS
 from mmengine.runner import load_checkpoint
 from torch import nn
 
 from ..errors import CheckpointError, ConfigError
 from ..layers import quantized_layers
+from .building import build_model, model_config
 
 
 def evaluate(runner, model: nn.Module) -> dict[str, float]:
@@ -31,13 +31,11 @@ def load_float_model(cfg: Mapping[str, Any], checkpoint: str) -> nn.Module:
         ConfigError: the config quantizes a part of the model by ``conv_cfg``, so that no float model is in it.
         CheckpointError: the weights do not fit.
     """
-    config = dict(cfg['model'])
-    if cfg.get('data_preprocessor') is not None:
-        config.setdefault('data_preprocessor', cfg['data_preprocessor'])  # as the runner does
+    config = model_config(cfg)
     if 'base_type' in config:
         config['type'] = config.pop('base_type')
         config.pop('quant', None)
-    model = MODELS.build(config)
+    model = build_model(config)
     if any(True for _ in quantized_layers(model)):
         raise ConfigError('--float: the config quantizes layers by conv_cfg, so it has no float model to compare with')
     try:
@@ -47,4 +45,4 @@ def load_float_model(cfg: Mapping[str, Any], checkpoint: str) -> nn.Module:
             f'--float: {checkpoint} does not fit the float model of the config. Expected a checkpoint of it '
             f'before quantization ({" ".join(str(error).split())[:300]})'
         ) from None
-    return model.eval()
+    return model

@@ -1,56 +1,32 @@
 """Write the dense parts of a folded model as standard ONNX graphs."""
 
+import copy
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from ..errors import ExportError
 from ..quant import step_of
 from .block_module import BlockModule
 from .blocks import PROFILES, Block, Grid, block_of
 from .engine_result import trained_grids
+from .exported import Exported
 from .forms import low_bit
 from .layers import STORED, RoundedInput
-from .manifest import file_sha256
 from .merge import merge_norms
+from .plugging import check_plugging
 from .pooling import any_size_pooling
 from .results import plan_results
-from .seams import Part, example_inputs, parts_of
+from .seams import Part, example_inputs, parts_of, run_part
+from .shapes import BATCH, SIZE, Axes, right_axes
 from .tidy import tidy
 
 OPSET = 17
-
-
-@dataclass(frozen=True)
-class Exported:
-    """One part as a graph.
-
-    Attributes:
-        part: its module computes in torch what the graph computes.
-        path: ONNX file.
-        example: the part's first input on the sample images.
-        blocks: quantized blocks in the order of the graph; one that is called several times occurs several times.
-    """
-
-    part: Part
-    path: Path
-    example: Tensor
-    blocks: list[BlockModule]
-
-    def entry(self) -> dict[str, Any]:
-        """What the manifest says about the graph."""
-        return dict(
-            file=self.path.name,
-            tree=pytree.treespec_dumps(self.part.module.tree),
-            blocks=len(self.blocks),
-            sha256=file_sha256(self.path),
-        )
+AXES = {0: 'batch', 2: 'height', 3: 'width'}
 
 
 def export(
@@ -59,25 +35,35 @@ def export(
     out: Path,
     profile: str = 'openvino',
     form: Callable[[Block], Block] = low_bit,
+    check: bool = True,
 ) -> list[Exported]:
     """Write ``<part>.onnx`` for every dense part of a folded OpenMMLab model.
 
+    Batch and image size of a graph are free where it computes on other ones what torch computes there. Some operators
+    turn sizes into constants: then the image size is that of the sample images, or the graph takes one image at a time.
+
     Args:
-        folded: result of :func:`mmgdrq.fold`.
-        run: runs the model it is given on sample images.
+        folded: result of :func:`mmgdrq.fold`, on any device.
+        run: runs the model it is given, a copy on the CPU, on sample images and returns its results.
         out: existing directory.
         profile: how the nodes of the quantized blocks look, see :mod:`mmgdrq.deploy.nodes`.
         form: for comparisons, one of :data:`mmgdrq.deploy.forms.FORMS`.
+        check: compare the results of the model with those that it has with its parts plugged in, and run the graphs
+            on other batch and image sizes.
 
     Raises:
-        ExportError: an unknown profile, a model without a known seam, an operator that ONNX lacks.
+        ExportError: an unknown profile, a model without known seams, an operator that ONNX lacks, or no engine is
+            installed that could check the graphs.
     """
     if profile not in PROFILES:
         raise ExportError(f'export: profile {profile!r} is unknown. Expected one of {", ".join(PROFILES)}')
-    model, exported = with_blocks(folded, profile, form)
+    model, exported = with_blocks(copy.deepcopy(folded).cpu(), profile, form)
     parts = parts_of(model)
-    inputs = example_inputs(parts, lambda: run(model))
-    return [_export_part(part, inputs[part.name], Path(out), exported) for part in parts]
+    inputs, results = example_inputs(parts, lambda: run(model))
+    if check:
+        check_plugging(model, parts, run, results)
+    paths = [Path(out, f'{part.name}.onnx') for part in parts]
+    return [_export_part(part, inputs[part.name], path, exported, profile, check) for part, path in zip(parts, paths)]
 
 
 def with_blocks(
@@ -123,23 +109,35 @@ def _rounded_input(quantizer: nn.Module, entry: dict[str, Any]) -> nn.Module:
     return rounded
 
 
-def _export_part(part: Part, x: Tensor, out: Path, exported: list[BlockModule]) -> Exported:
+def _export_part(part: Part, x: Tensor, path: Path, exported: list[BlockModule], profile: str, check: bool) -> Exported:
+    """The graph with as many free axes as are right."""
     part.module.eval()
-    path = out / f'{part.name}.onnx'
-    _write(part, x, path, exported)
-    if exported and exported[0].block.profile == 'onnxruntime':
+    free = possible = BATCH | SIZE if part.name == 'dense' else BATCH
+    _write(part, x, path, exported, free)
+    if profile == 'onnxruntime' and exported:
         plan_results(path, exported)  # they depend on who reads them, which only the graph tells
-        _write(part, x, path, exported)
-    return Exported(part, path, x, list(exported))
+        _write(part, x, path, exported, free)
+    found = Exported(part, path, x, list(exported))
+    right = right_axes(found, profile, free) if check else free
+    while right != free:
+        free, x = right, x if right & BATCH else x[:1]
+        _write(part, x, path, exported, free)
+        found = Exported(part, path, x, list(exported))
+        right = right_axes(found, profile, free)
+    if right != possible:
+        _say_what_is_fixed(found, right)
+    return found
 
 
-def _write(part: Part, x: Tensor, path: Path, exported: list[BlockModule]) -> None:
-    with torch.no_grad():
-        results = part.module(x)
+def _write(part: Part, x: Tensor, path: Path, exported: list[BlockModule], free: Axes) -> None:
+    results = run_part(part, x)
+    if not free & BATCH and any(len(result) != 1 for result in results):
+        raise ExportError(
+            f'export: the graph of {part.name} would have the number of sample images as a constant, and cannot take '
+            'them one by one: not every result is one for each image. The folded model runs in torch'
+        )
     names = [f'output_{i}' for i in range(len(results))]
-    free = {0: 'batch', 2: 'height', 3: 'width'} if part.name == 'dense' else {0: 'rois'}
-    axes = {'input': {k: v for k, v in free.items() if k < x.dim()}}
-    axes.update({name: _free_axes(name, result, free) for name, result in zip(names, results)})
+    axes = {name: _named(name, tensor, free) for name, tensor in zip(['input', *names], [x, *results])}
     exported.clear()
     try:
         with warnings.catch_warnings(), any_size_pooling(OPSET):
@@ -161,5 +159,15 @@ def _write(part: Part, x: Tensor, path: Path, exported: list[BlockModule]) -> No
     tidy(path)
 
 
-def _free_axes(name: str, result: Tensor, free: dict[int, str]) -> dict[int, str]:
-    return {axis: label if axis == 0 else f'{name}_{label}' for axis, label in free.items() if axis < result.dim()}
+def _named(name: str, tensor: Tensor, free: Axes) -> dict[int, str]:
+    return {axis: f'{name}_{AXES[axis]}' if axis else AXES[0] for axis in sorted(free) if axis < tensor.dim()}
+
+
+def _say_what_is_fixed(found: Exported, free: Axes) -> None:
+    size = 'x'.join(str(n) for n in found.example.shape[1:])
+    fixed = [] if free & BATCH else ['runs one input at a time']
+    fixed += [] if free & SIZE else [f'takes inputs of {size} only']
+    warnings.warn(
+        f'export: {found.path.name} {" and ".join(fixed)}: sizes of the sample images are constants in it',
+        stacklevel=4,
+    )

@@ -62,6 +62,11 @@ def fold(model: nn.Module, example: Example = None, pairs: Optional[Pairs] = Non
                     entries[name] = _store_layer(layer)
                     continue
                 norm = pairs.get(name)
+                if norm and modules[norm].running_mean is None:
+                    raise FoldError(
+                        f'fold: {norm}, the BN of {name}, has no running statistics (track_running_stats=False), so it '
+                        f'cannot carry a scale. Leave {name} out of `pairs`'
+                    )
                 entries[name] = _fold_layer(layer, modules[norm] if norm else None)
                 entries[name]['norm'] = norm
     folded.gdrq_folded = entries
@@ -107,8 +112,8 @@ def check_foldable(model: nn.Module) -> None:
         quantizer = layer.activation_quantizer
         if isinstance(quantizer, ActivationQuantizer) and not quantizer.is_ready():
             raise FoldError(
-                f'fold: {name} has no activation range. Train at least one iteration, or load a checkpoint of '
-                'the quantized model'
+                f'fold: {name} has no activation range. Train at least one iteration, or load a checkpoint of the '
+                'quantized model. If it has been trained, no forward pass calls this layer: skip it in a rule'
             )
 
 
@@ -164,8 +169,6 @@ def _fold_layer(layer: nn.Module, norm: Optional[nn.Module]) -> Entry:
 
 
 def _fold_into_norm(norm: nn.Module, scale: Tensor, bias: Optional[Tensor]) -> None:
-    if norm.running_mean is None:
-        raise FoldError('fold: a BatchNorm without running statistics cannot carry a scale')
     if norm.weight is None:
         norm.weight = nn.Parameter(torch.ones_like(norm.running_mean))
         norm.bias = nn.Parameter(torch.zeros_like(norm.running_mean))

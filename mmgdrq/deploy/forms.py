@@ -15,9 +15,8 @@ def low_bit(block: Block) -> Block:
 
 def as_float(block: Block) -> Block:
     """The same layer in float: what the network costs without quantization."""
-    if block.step is None:
-        return block
-    return replace(block, bits=32, step=None, limits=None, scale=block.scale / block.step)
+    scale = block.scale if block.step is None else block.scale / block.step
+    return replace(block, bits=32, step=None, limits=None, scale=scale)
 
 
 def as_int8(block: Block) -> Block:

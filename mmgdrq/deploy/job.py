@@ -1,6 +1,7 @@
 """The whole way from a runner with a quantized checkpoint to a verified directory."""
 
 import copy
+import importlib
 import io
 import statistics
 import tempfile
@@ -13,18 +14,20 @@ import torch
 from mmengine.model import is_model_wrapper
 from torch import nn
 
-from ..errors import ConfigError
-from .artifact import load_folded, save_folded, stored_bytes
+from ..errors import ConfigError, ExportError
+from .artifact import check_out, load_folded, save_folded, stored_bytes
 from .codes import check_codes, compare_codes
-from .engines import ENGINES, open_engine
+from .engines import ENGINES, check_engine, open_engine
 from .evaluation import evaluate, load_float_model
 from .export import Exported, export
 from .fold import fold
 from .forms import as_float
 from .kernels import count_kernels
 from .latency import interleave, speedup
+from .layers import unread_parameters
 from .report import GraphReport, Report
 from .runtime import plug_engine
+from .seams import parts_of
 from .verify import check_blocks, compare_blocks
 
 REFERENCE = 'onnxruntime'
@@ -65,24 +68,26 @@ def deploy(
 
     Raises:
         FoldError: the folded model does not agree with the quantized one; nothing is written.
-        ConfigError: float weights without a test, or a config without a float model.
+        ConfigError: too few batches or rounds, float weights without a test, or a config without a float model.
         CheckpointError: a checkpoint does not fit the config, or ``out`` cannot be replaced.
         ExportError: a graph cannot be made, or its engine is not installed or computes something else.
     """
     engines = [profile for profile in profiles if profile in ENGINES]
     tests = (2 + len(engines) + bool(float_checkpoint)) if test else 0
     say = Steps(runner.logger.info, 3 + 2 * len(profiles) + tests)
-    if float_checkpoint and not test:
-        raise ConfigError('--float: needs --evaluate, which compares the metrics')
+    model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+    _check_arguments(batches, rounds, test, float_checkpoint)
+    check_out(out)
+    if profiles:
+        _check_exports(model, profiles)
     floating = load_float_model(runner.cfg, float_checkpoint) if float_checkpoint else None
     runner.call_hook('before_run')
     runner.load_or_resume()
-    model = (runner.model.module if is_model_wrapper(runner.model) else runner.model).eval()
+    model.eval()
     inputs = list(islice(runner.build_dataloader(runner.cfg.test_dataloader), batches))
 
-    def run(target: nn.Module) -> None:
-        for batch in inputs:
-            target.test_step(batch)
+    def run(target: nn.Module) -> object:
+        return [target.test_step(batch) for batch in inputs]
 
     say('folding')
     folded = fold(model, example=run)
@@ -114,8 +119,7 @@ def deploy(
     if test:
         metrics['quantized'] = tested('quantized', model)
     say('writing %s', out)
-    save_folded(folded, out, runner.cfg.pretty_text, graphs)
-    _check_written(model, folded, out)
+    save_folded(folded, out, runner.cfg.pretty_text, graphs, lambda folder: _check_written(model, folded, folder))
     if test:
         metrics['folded'] = tested('folded', folded)
         for engine in engines:
@@ -134,6 +138,26 @@ def deploy(
         graphs=reports,
         metrics=metrics,
     )
+
+
+def _check_arguments(batches: int, rounds: int, test: bool, float_checkpoint: Optional[str]) -> None:
+    if batches < 1:
+        raise ConfigError(f'--batches {batches}: expected 1 or more; the folded model is verified on them')
+    if rounds < 0:
+        raise ConfigError(f'--rounds {rounds}: expected 0 (no timing) or more')
+    if float_checkpoint and not test:
+        raise ConfigError('--float: needs --evaluate, which compares the metrics')
+
+
+def _check_exports(model: nn.Module, profiles: Sequence[str]) -> None:
+    """Raise before the work where a graph could not be made or checked."""
+    parts_of(model)
+    try:
+        importlib.import_module('onnx')
+    except ImportError as error:
+        raise ExportError('--export: the package onnx is not installed. Run `pip install onnx`') from error
+    for profile in profiles:
+        check_engine(profile if profile in ENGINES else REFERENCE)
 
 
 def examine(folded: nn.Module, run: Run, engine: str, parts: list[Exported], rounds: int) -> list[GraphReport]:
@@ -186,9 +210,10 @@ def state_megabytes(model: nn.Module) -> float:
     return buffer.tell() / 1e6
 
 
-def _check_written(model: nn.Module, folded: nn.Module, out: str) -> None:
-    """Read the directory back into the quantized model; every tensor must be what was folded."""
-    written = load_folded(copy.deepcopy(model), out).state_dict()
+def _check_written(model: nn.Module, folded: nn.Module, folder: Path) -> None:
+    """Read a directory back into the quantized model; every tensor that is read must be what was folded."""
+    written = load_folded(copy.deepcopy(model), folder).state_dict()
+    unread = set(unread_parameters(folded))
     for key, tensor in folded.state_dict().items():
-        if not torch.equal(written[key], tensor):
-            raise RuntimeError(f'{out}: {key} was not written as it is in memory')
+        if key not in unread and not torch.equal(written[key], tensor):
+            raise RuntimeError(f'{folder}: {key} was not written as it is in memory, so nothing was replaced')

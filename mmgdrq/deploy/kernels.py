@@ -4,6 +4,7 @@ import tempfile
 from pathlib import Path
 
 from ..errors import ExportError
+from .engines import ONNXRUNTIME
 
 INTEGER = ('QLinearConv', 'QGemm', 'QLinearMatMul', 'MatMulInteger', 'MatMulIntegerToFloat', 'ConvInteger')
 FLOAT = ('Conv', 'FusedConv', 'Gemm', 'MatMul', 'FusedMatMul', 'FusedGemm')
@@ -32,7 +33,7 @@ def _count_onnxruntime(path: Path) -> tuple[int, int]:
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
         options.optimized_model_filepath = str(Path(folder, 'optimized.onnx'))
-        onnxruntime.InferenceSession(str(path), options, providers=['CPUExecutionProvider'])
+        onnxruntime.InferenceSession(str(path), options, **ONNXRUNTIME)
         kinds = [node.op_type for node in onnx.load(options.optimized_model_filepath).graph.node]
     return sum(kind in INTEGER for kind in kinds), sum(kind in FLOAT for kind in kinds)
 

@@ -79,3 +79,16 @@ def file_sha256(file: Path) -> str:
         for block in iter(lambda: stream.read(1 << 20), b''):
             digest.update(block)
     return digest.hexdigest()
+
+
+def check_file(file: Path, sha256: Any, remedy: str = 'Write it again with tools/deploy.py') -> Path:
+    """The file, if it has the checksum of the manifest.
+
+    Raises:
+        CheckpointError: it is missing or was altered.
+    """
+    if not file.is_file() or file_sha256(file) != sha256:
+        raise CheckpointError(
+            f'{file}: is missing, truncated or altered (its checksum is not that of the manifest). {remedy}'
+        )
+    return file

@@ -22,7 +22,8 @@ def pairs_by_trace(model: nn.Module, run: Callable[[], object]) -> Pairs:
     """Find the pairs in real forward passes.
 
     A pair is certain where, in all calls, the layer's output went into that BN and nothing else, and the BN
-    got its input from that layer only. All other layers keep their scale themselves.
+    got its input from that layer only. All other layers keep their scale themselves, as do those before a BN without
+    running statistics.
 
     Args:
         model: a quantized model.
@@ -67,7 +68,12 @@ def _guaranteed(parent: nn.Module) -> list[tuple[str, str]]:
 
 
 def _fit(layer, norm) -> bool:
-    return is_quantized(layer) and isinstance(norm, _BatchNorm) and layer.weight.shape[0] == norm.num_features
+    return is_quantized(layer) and _carries_a_scale(norm) and layer.weight.shape[0] == norm.num_features
+
+
+def _carries_a_scale(norm) -> bool:
+    """A BN without running statistics (``track_running_stats=False``) takes those of each batch; they carry nothing."""
+    return isinstance(norm, _BatchNorm) and norm.running_mean is not None
 
 
 def _names_of_shared(model: nn.Module) -> set[str]:
@@ -120,7 +126,8 @@ class _Trace(TorchFunctionMode):
         found = {}
         for name, readers in self.readers.items():
             norm = next(iter(readers)) if len(readers) == 1 else None
-            if norm in self.sources and self.sources[norm] == {name}:
+            carries = norm in self.sources and _carries_a_scale(self.model.get_submodule(norm))
+            if carries and self.sources[norm] == {name}:
                 found[name] = norm
         return found
 

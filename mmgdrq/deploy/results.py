@@ -11,14 +11,14 @@ input quantizer follow, it is. Everywhere else:
 """
 
 from collections import defaultdict
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Optional
 
-from ..errors import ExportError
 from .block_module import BlockModule
 from .blocks import SIGNED_ZERO, Grid
+from .graph_layers import LAYERS, block_layers
 
-LAYERS = ('Conv', 'Gemm', 'MatMul')
 PASSED = ('Relu', 'MaxPool')
 """Operators that commute with rounding to a grid that has 0."""
 COPIES = ('Cast', 'Identity')
@@ -36,28 +36,49 @@ def plan_results(path: Path, exported: list[BlockModule]) -> None:
         ExportError: the graph does not have one convolution or matrix product for each block.
     """
     graph = _Graph(path)
-    integer = [module for module in exported if module.block.is_integer]
-    if len(graph.layers) != len(integer):
-        raise ExportError(f'export: {path.name} has {len(graph.layers)} quantized layers; expected {len(integer)}')
-    blocks = {id(node): module for node, module in zip(graph.layers, integer)}
-    readers: dict[int, set[Optional[Grid]]] = defaultdict(set)
-    for node, module in zip(graph.layers, integer):
-        if module.is_product():
-            continue  # the engine has integer products with float results
-        if graph.ends(node):
-            module.ends = True
-        elif graph.is_quantized_next(node):
-            readers[id(module)].add(_of_reader(graph, node, blocks))
-        else:
-            module.result = _of_reader(graph, node, blocks)
-            module.rounds = module.result is None
-            if module.rounds:
-                module.result = module.trained or _of_range(*module.range)
-    for module in integer:  # of one block that is called several times, results may go to different places
-        if module.ends:
-            module.result, module.rounds = None, False
-        elif module.result is None and len(readers[id(module)]) == 1:
-            (module.reader,) = readers[id(module)]
+    layers = [(node, module) for node, module in block_layers(graph.nodes, exported) if module.block.is_integer]
+    blocks = {id(node): module for node, module in layers}
+    wishes: dict[BlockModule, list[_Wish]] = defaultdict(list)
+    for node, module in layers:
+        if not module.is_product():  # the engine has integer products with float results
+            wishes[module].append(_wish(graph, node, blocks))
+    for module, calls in wishes.items():
+        _settle(module, calls)
+
+
+@dataclass(frozen=True)
+class _Wish:
+    """What would suit the result of one call of a block.
+
+    Attributes:
+        ends: to stay as it is.
+        next: whether the reader's quantizer follows at once, so that the engine rounds by itself.
+        grid: of the only reader; None: there are several, or something else in between.
+    """
+
+    ends: bool
+    next: bool = False
+    grid: Optional[Grid] = None
+
+
+def _wish(graph: '_Graph', node, blocks) -> _Wish:
+    if graph.ends(node):
+        return _Wish(ends=True)
+    return _Wish(False, graph.is_quantized_next(node), _of_reader(graph, node, blocks))
+
+
+def _settle(module: BlockModule, calls: list[_Wish]) -> None:
+    """The results of a block that is called several times may go to different places, but are computed alike."""
+    grids = {call.grid for call in calls}
+    only = grids.pop() if len(grids) == 1 else None
+    module.ends = any(call.ends for call in calls)
+    if module.ends:
+        return
+    if all(call.next for call in calls):
+        module.reader = only
+        return
+    module.rounds = only is None
+    module.result = only or module.trained or _of_range(*module.range)
 
 
 def _of_reader(graph: '_Graph', node, blocks) -> Optional[Grid]:
@@ -77,7 +98,7 @@ def _of_range(lowest: float, highest: float) -> Grid:
 
 
 class _Graph:
-    """Who reads what in an ONNX file; ``layers`` are its quantized layers, in order."""
+    """Who reads what in an ONNX file."""
 
     def __init__(self, path: Path) -> None:
         import onnx
@@ -85,12 +106,10 @@ class _Graph:
         graph = onnx.load(str(path)).graph
         self.nodes = list(graph.node)
         self.results = {output.name for output in graph.output}
-        self.makers = {name: node for node in self.nodes for name in node.output}
         self.readers = defaultdict(list)
         for node in self.nodes:
             for name in node.input:
                 self.readers[name].append(node)
-        self.layers = [node for node in self.nodes if node.op_type in LAYERS and self._is_quantized(node)]
 
     def ends(self, node) -> bool:
         """Whether a result leaves the network, or leads to no further quantized layer."""
@@ -123,12 +142,6 @@ class _Graph:
 
     def _kinds(self, name: str) -> list[str]:
         return [node.op_type for node in self.readers[name]]
-
-    def _is_quantized(self, node) -> bool:
-        sources = [self.makers.get(name) for name in node.input[:2]]
-        if sources[1] is not None and sources[1].op_type == 'Transpose':
-            sources[1] = self.makers.get(sources[1].input[0])
-        return all(source is not None and source.op_type == 'DequantizeLinear' for source in sources)
 
     def _leads_to_layer(self, name: str) -> bool:
         waiting, seen = [name], set()

@@ -2,7 +2,7 @@
 
 import sys
 from pathlib import Path
-from typing import Any, Union
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,14 +10,12 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from ..errors import CheckpointError, InputError
+from .building import build_model, model_config, quantize_as_trained
 from .config_text import parse_config, registered_names_only
 from .engines import check_engine, open_engine
-from .manifest import PathLike, file_sha256, read_manifest
+from .manifest import PathLike, check_file, read_manifest
+from .pipeline import Image, make_pipeline
 from .seams import parts_of
-from .simulation import simulate
-
-PROFILE_OF = {'onnxruntime': 'onnxruntime', 'openvino': 'openvino'}
-"""Engine -> the form of the graphs that it runs as integer kernels."""
 
 
 class EngineCall:
@@ -64,36 +62,30 @@ def plug_engine(model: nn.Module, path: PathLike, engine: str, threads: int = 0)
     """
     check_engine(engine)
     path = Path(path)
-    profile = PROFILE_OF.get(engine, engine)
     graphs = read_manifest(path).get('graphs') or {}
-    if profile not in graphs:
+    if engine not in graphs:
         raise CheckpointError(
             f'{path}: has no graphs for {engine} (it has: {", ".join(graphs) or "none"}). Write it again with '
             'tools/deploy.py --export'
         )
     for part in parts_of(model):
-        entry = graphs[profile].get(part.name)
+        entry = graphs[engine].get(part.name)
         if entry is None:
             raise CheckpointError(f'{path}: has no graph for {part.name}. Write it again with tools/deploy.py --export')
-        file = _checked_file(path, profile, entry)
+        file = _checked_file(path, engine, entry)
         part.plug(EngineCall(open_engine(engine, file, threads), entry['tree']))
     return model
 
 
-def _checked_file(path: Path, profile: str, entry: dict[str, Any]) -> Path:
+def _checked_file(path: Path, engine: str, entry: dict[str, Any]) -> Path:
     """The file of a graph, which must lie in its folder and have the manifest's checksum."""
     if not isinstance(entry, dict) or not all(isinstance(entry.get(key), str) for key in ('file', 'tree', 'sha256')):
         raise CheckpointError(
-            f'{path}: its manifest does not say which file and structure a graph for {profile} has. Write it again '
+            f'{path}: its manifest does not say which file and structure a graph for {engine} has. Write it again '
             'with tools/deploy.py --export'
         )
-    file = path / profile / Path(entry['file']).name
-    if not file.is_file() or file_sha256(file) != entry['sha256']:
-        raise CheckpointError(
-            f'{file}: is missing, truncated or altered (its checksum is not that of the manifest). Write it again with '
-            'tools/deploy.py --export'
-        )
-    return file
+    file = path / engine / Path(entry['file']).name
+    return check_file(file, entry['sha256'], 'Write it again with tools/deploy.py --export')
 
 
 class DeployedModel:
@@ -101,9 +93,9 @@ class DeployedModel:
 
     def __init__(self, model: nn.Module, cfg) -> None:
         self.model, self.cfg = model, cfg
-        self.pipeline = _pipeline(cfg)
+        self.pipeline = make_pipeline(cfg)
 
-    def __call__(self, image: Union[str, Path, np.ndarray]):
+    def __call__(self, image: Image):
         """Run one image.
 
         Args:
@@ -123,7 +115,7 @@ class DeployedModel:
             return self.model.test_step(pseudo_collate([data]))[0]
 
 
-def _check_image(image: Union[str, Path, np.ndarray]) -> None:
+def _check_image(image: Image) -> None:
     if isinstance(image, np.ndarray):
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
             raise InputError(
@@ -152,9 +144,8 @@ def load_deployed(path: PathLike, engine: str = 'onnxruntime', threads: int = 0)
         ExportError: the engine is not installed or does not accept a graph.
     """
     from mmengine.config import Config
-    from mmengine.registry import MODELS, init_default_scope
+    from mmengine.registry import init_default_scope
 
-    from ..convert import is_quantized_model, quantize
     from .artifact import CONFIG, load_folded, read_config
 
     if engine != 'torch':
@@ -164,14 +155,9 @@ def load_deployed(path: PathLike, engine: str = 'onnxruntime', threads: int = 0)
     init_default_scope(_known_scope(path / CONFIG, cfg.get('default_scope', 'mmengine')))
     with registered_names_only(path / CONFIG):
         with torch.no_grad():
-            model = MODELS.build(_without_weights(cfg.model))
-        deployed = DeployedModel(model.eval(), cfg)
-    if not is_quantized_model(model):
-        options = _hook_options(path, cfg)
-        engine_of_training = options.pop('deploy', None)
-        quantize(model, **options)
-        if engine_of_training is not None:
-            simulate(model, engine_of_training)
+            model = build_model(_without_weights(model_config(cfg)))
+        deployed = DeployedModel(model, cfg)
+    quantize_as_trained(model, cfg, path / CONFIG)
     load_folded(model, path)
     if engine != 'torch':
         plug_engine(model, path, engine, threads)
@@ -188,42 +174,5 @@ def _known_scope(file: Path, scope: Any) -> str:
     raise CheckpointError(f'{file}: default_scope {scope!r} is no package of OpenMMLab. Import it before')
 
 
-def _without_weights(model_cfg):
-    for key in ('init_cfg', 'pretrained'):
-        if key in model_cfg:
-            model_cfg[key] = None
-    return model_cfg
-
-
-def _hook_options(path: Path, cfg) -> dict[str, Any]:
-    for hook in cfg.get('custom_hooks') or []:
-        if str(hook.get('type')).split('.')[-1] == 'GDRQHook':
-            return {key: hook[key] for key in ('weight', 'activation', 'rules', 'deploy') if hook.get(key) is not None}
-    raise CheckpointError(f'{path}: its config has neither GDRQHook nor mmgdrq.Quantized, so it builds a float model')
-
-
-def _pipeline(cfg):
-    """The test pipeline from a file or an array, without annotations."""
-    from mmengine.dataset import Compose
-    from mmengine.registry import TRANSFORMS
-
-    if not cfg.get('test_dataloader'):
-        raise CheckpointError('load_deployed: the config has no test_dataloader, whose pipeline prepares the images')
-    dataset = cfg.test_dataloader.dataset
-    while 'dataset' in dataset:
-        dataset = dataset.dataset
-    steps = [step for step in dataset.pipeline if 'Annotations' not in str(step['type'])]
-    load = TRANSFORMS.build(steps[0])
-    rest = Compose([TRANSFORMS.build(step) for step in steps[1:]])
-
-    def run(image):
-        if isinstance(image, np.ndarray):
-            shape = image.shape[:2]
-            return rest(dict(img=image, img_id=0, img_path=None, img_shape=shape, ori_shape=shape))
-        try:
-            loaded = load(dict(img_path=str(image), img_id=0))
-        except (AssertionError, AttributeError, OSError, ValueError) as error:
-            raise InputError(f'image: {image} cannot be read as an image ({error})') from None
-        return rest(loaded)
-
-    return run
+def _without_weights(config: dict[str, Any]) -> dict[str, Any]:
+    return {key: None if key in ('init_cfg', 'pretrained') else value for key, value in config.items()}

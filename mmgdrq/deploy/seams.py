@@ -14,6 +14,7 @@ from torch.utils import _pytree as pytree
 
 from ..errors import ExportError
 
+IN_TORCH = 'The folded model runs in torch'
 Call = Callable[[Tensor], Any]
 """What an engine does for one part: a tensor to the part's results, in their structure."""
 
@@ -53,6 +54,7 @@ def parts_of(model: nn.Module) -> list[Part]:
     Raises:
         ExportError: the model is of a kind that has no known seam.
     """
+    _check_heads(model)
     if hasattr(model, 'rpn_head') and hasattr(model, 'roi_head'):
         return [_with_rpn(model), *_roi_parts(model.roi_head)]
     for head in ('bbox_head', 'decode_head', 'head'):
@@ -60,8 +62,20 @@ def parts_of(model: nn.Module) -> list[Part]:
             return [_with_head(model, head)]
     raise ExportError(
         f'export: {type(model).__name__} has neither rpn_head and roi_head nor bbox_head, decode_head or head beside '
-        'extract_feat, so its dense part is not known. The folded model runs in torch'
+        f'extract_feat, so its dense part is not known. {IN_TORCH}'
     )
+
+
+def _check_heads(model: nn.Module) -> None:
+    """Refuse what looks like a known kind, but goes other ways."""
+    kind = type(model).__name__
+    if isinstance(getattr(model, 'decode_head', None), nn.ModuleList):
+        raise ExportError(f'export: {kind} has several decode heads, one behind the other; expected one. {IN_TORCH}')
+    heads = [name for name in ('bbox_head', 'mask_head') if isinstance(getattr(model, name, None), nn.Module)]
+    if len(heads) == 2:
+        raise ExportError(
+            f'export: {kind} has a mask_head beside its bbox_head, which gets more than tensors. {IN_TORCH}'
+        )
 
 
 def _with_head(model: nn.Module, attribute: str) -> Part:
@@ -114,17 +128,43 @@ def _roi_part(name: str, head: nn.Module) -> Part:
     dense = Dense(head, head.forward)
 
     def plug(call: Call) -> None:
-        head.forward = lambda x, *args, **kwargs: call(x)
+        def forward(x, *args, **kwargs):
+            _check_one_tensor(name, x, *args, **kwargs)
+            return call(x)
+
+        head.forward = forward
 
     return Part(name, dense, plug)
 
 
+def _check_one_tensor(name: str, *args: Any, **kwargs: Any) -> None:
+    count = sum(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves((args, kwargs)))
+    if count != 1:
+        raise ExportError(f'export: {name} is called with {count} tensors; a graph takes one. {IN_TORCH}')
+
+
 @torch.no_grad()
-def example_inputs(parts: list[Part], run: Callable[[], object]) -> dict[str, Tensor]:
-    """The first input of every part while ``run`` runs the whole model.
+def run_part(part: Part, x: Tensor) -> list[Tensor]:
+    """The results of a part in torch.
 
     Raises:
-        ExportError: a part got no input.
+        ExportError: the part needs something else than one tensor.
+    """
+    try:
+        return part.module(x)
+    except Exception as error:  # whatever its network raises
+        raise ExportError(
+            f'export: {part.name} of {type(part.module.model).__name__} does not run on one tensor alone, as a graph '
+            f'does: {error!r}. {IN_TORCH}'
+        ) from error
+
+
+@torch.no_grad()
+def example_inputs(parts: list[Part], run: Callable[[], object]) -> tuple[dict[str, Tensor], object]:
+    """The first input of every part while ``run`` runs the whole model, and what it returns.
+
+    Raises:
+        ExportError: a part got no input, or several tensors.
     """
     seen: dict[str, Tensor] = {}
     handles = []
@@ -135,7 +175,7 @@ def example_inputs(parts: list[Part], run: Callable[[], object]) -> dict[str, Te
         else:
             handles.append(_watch_module(inner, part.name, seen))
     try:
-        run()
+        result = run()
     finally:
         for undo in handles:
             undo()
@@ -144,7 +184,7 @@ def example_inputs(parts: list[Part], run: Callable[[], object]) -> dict[str, Te
         raise ExportError(
             f'export: the sample images never reached {", ".join(missing)} (no detections?). Use more images'
         )
-    return seen
+    return seen, result
 
 
 def _watch_features(model: nn.Module, name: str, seen: dict[str, Tensor]) -> Callable[[], None]:
@@ -159,8 +199,10 @@ def _watch_features(model: nn.Module, name: str, seen: dict[str, Tensor]) -> Cal
 
 
 def _watch_module(module: nn.Module, name: str, seen: dict[str, Tensor]) -> Callable[[], None]:
-    def keep(_, args):
-        if len(args[0]):
-            seen.setdefault(name, args[0].detach())
+    def keep(_, args, kwargs):
+        _check_one_tensor(name, *args, **kwargs)
+        x = args[0] if args else next(iter(kwargs.values()))
+        if len(x):
+            seen.setdefault(name, x.detach())
 
-    return module.register_forward_pre_hook(keep).remove
+    return module.register_forward_pre_hook(keep, with_kwargs=True).remove

@@ -22,10 +22,11 @@ class CheckpointFitHook(Hook):
         whole: to evaluate or to resume, every weight of the model must be in the checkpoint with its shape, finite,
             and nothing must be left over. Without it a training starts from what fits, such as a backbone; a
             quantized checkpoint for a float model is refused in any case.
+        float_weights: with ``whole``, a checkpoint of the float model is accepted for the quantized one.
     """
 
-    def __init__(self, whole: bool = False) -> None:
-        self.whole = whole
+    def __init__(self, whole: bool = False, float_weights: bool = False) -> None:
+        self.whole, self.float_weights = whole, float_weights
 
     def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
         """Compare the checkpoint with the model."""
@@ -37,7 +38,8 @@ class CheckpointFitHook(Hook):
                 'checkpoint: it belongs to a quantized model, but this config builds a float one, which would '
                 'be something else than what was trained. Use the config it was trained with'
             )
-        if self.whole and is_quantized_model(model) and not quantization_keys(state):
+        needs_ranges = self.whole and not self.float_weights and is_quantized_model(model)
+        if needs_ranges and not quantization_keys(state):
             raise CheckpointError(
                 'checkpoint: it is a float checkpoint, but this config builds a quantized model, whose ranges are not '
                 'in it. Train from it first (load_from in the config), or use the float config'

@@ -141,7 +141,7 @@ class GDRQHook(AveragesHook):
                 f'GDRQHook: {type(runner).__name__} has built and loaded the model before hooks run. Use the '
                 "builder instead: model=dict(type='mmgdrq.Quantized', base_type=..., quant=dict(...))"
             )
-        for row in make_plan(model, **self.quant).quantized:
+        for row in make_plan(model, **self.quant).pending:
             for key, spec in (('weight', row.weight), ('activation', row.activation)):
                 if spec.enabled and spec.range == 'learned':
                     raise ConfigError(

@@ -1,4 +1,4 @@
-"""A look, now and then, at what the fixed decisions about a range do to the data."""
+"""A look, now and then, at what the fixed decisions about a range do to the data, and at layers that nothing calls."""
 
 from collections.abc import Iterator
 from typing import Optional
@@ -7,9 +7,12 @@ import torch
 from mmengine.hooks import Hook
 from torch import Tensor, nn
 
-from ..layers import QUANTIZE, ActivationQuantizer
+from ..layers import FLOAT, QUANTIZE, ActivationQuantizer
 from ..registry import HOOKS
 from .unwrap import unwrap
+
+FIRST_LOOK = 10
+"""Iterations before the first look."""
 
 SHARE = 0.01
 """Share of negative elements from which an unsigned grid is reported."""
@@ -20,8 +23,9 @@ class RangeCheckHook(Hook):
     """Warn of inputs that the range of their layer does not fit; GDRQHook does it by itself.
 
     Whether an input is signed (``signed='auto'``) is decided by its first iteration; an input that becomes negative
-    later is cut off at zero. A threshold does not follow inputs that are not finite. Every ``interval`` iterations
-    the inputs of one iteration are looked at, and each layer with such inputs is named once.
+    later is cut off at zero. A threshold does not follow inputs that are not finite. A layer that no forward pass has
+    called computes nothing, or its parent reads its float weight. Every ``interval`` iterations, and early in a run,
+    one iteration is looked at, and each such layer is named once.
 
     Args:
         interval: iterations between two looks; other iterations cost nothing.
@@ -29,13 +33,16 @@ class RangeCheckHook(Hook):
 
     def __init__(self, interval: int = 500) -> None:
         self.interval = interval
+        self.first: Optional[int] = None
         self.named: set[tuple[str, str]] = set()
         self.handles: list = []
         self.seen: dict[str, Tensor] = {}
 
     def before_train_iter(self, runner, batch_idx: int, data_batch=None) -> None:
         """Look at the inputs of this iteration, if it is time."""
-        if (runner.iter + 1) % self.interval == 0:
+        if self.first is None:
+            self.first = runner.iter + FIRST_LOOK
+        if runner.iter == self.first or (runner.iter + 1) % self.interval == 0:
             for name, quantizer in _quantizers(unwrap(runner.model)):
                 self.handles.append(quantizer.register_forward_pre_hook(self._look(name)))
 
@@ -55,7 +62,17 @@ class RangeCheckHook(Hook):
                     runner,
                     name,
                     f'is negative in {negative / count:.0%} of its elements, which the unsigned grid of its first '
-                    'iteration sets to zero. If they matter, set activation=dict(signed=True) for it in a rule',
+                    'iteration sets to zero. If they matter, set activation=dict(signed=True) for it in a rule and '
+                    'train again from the float weights',
+                )
+        for name, quantizer in quantizers.items():
+            if quantizer.mode != FLOAT and not quantizer.is_ready():
+                self._warn(
+                    runner,
+                    name,
+                    'has no range: no forward pass has called this layer with anything but zeros. If the model uses '
+                    'its weight in another way, that is not quantized: skip the layer in a rule, so that the plan '
+                    'says so',
                 )
         self.handles, self.seen = [], {}
 

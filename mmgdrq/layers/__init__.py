@@ -2,7 +2,7 @@
 
 from .activation_quantizer import ActivationQuantizer
 from .attention import MultiheadAttention, Projection, call_projections
-from .base import QuantizedLayer, attach_quantizers, is_quantized, quantize_layer
+from .base import QuantizedLayer, attach_quantizers, built_specs, is_quantized, quantize_layer
 from .catalog import Replacement, float_reason, let_parents_read, read_reasons, replacement, replacements
 from .conv import Conv2d
 from .conv_nd import Conv1d, Conv3d
@@ -35,6 +35,7 @@ __all__ = [
     'WeightQuantizer',
     'activation_quantizers',
     'attach_quantizers',
+    'built_specs',
     'call_projections',
     'float_reason',
     'is_quantized',

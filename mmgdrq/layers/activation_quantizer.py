@@ -7,7 +7,7 @@ from typing import Union
 import torch
 from torch import Tensor, nn
 
-from ..errors import QuantizationError
+from ..errors import CheckpointError, QuantizationError
 from ..quant import (
     ActivationSpec,
     Encoded,
@@ -42,7 +42,6 @@ class ActivationQuantizer(Quantizer):
         self.observing = True
         self.managed = False
         self.frozen = False
-        self._ready = False
         self._fresh = False
         self._signed = False
         self.observed = False
@@ -73,7 +72,7 @@ class ActivationQuantizer(Quantizer):
             self.observe(x)
         if not self.is_ready():
             return self._idle(self._without_range(x))
-        self._keep_positive()
+        self.keep_positive()
         if self.mode == CLIP:
             clip = encode_clipped if encode else clip_activation
             return clip(self._idle(x), self.threshold.detach(), self._signed)
@@ -212,10 +211,21 @@ class ActivationQuantizer(Quantizer):
         super()._save_to_state_dict(destination, prefix, keep_vars)
 
     def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
+        self._check_sign(state_dict, prefix)
         super()._load_from_state_dict(state_dict, prefix, *args)
         self._ready = self._fresh = self.observed = False
         self.pending.zero_()
         self.is_ready()
+
+    def _check_sign(self, state_dict, prefix: str) -> None:
+        saved, signed = state_dict.get(f'{prefix}signed'), self.spec.signed
+        if saved is None or signed == 'auto' or not bool(state_dict.get(f'{prefix}initialized', False)):
+            return
+        if bool(saved) != signed:
+            raise CheckpointError(
+                f'{prefix[:-1]}: the checkpoint was trained with signed={bool(saved)}, the config asks for '
+                f"signed={signed}. Use signed='auto' or {bool(saved)}, or start from its float weights"
+            )
 
     @staticmethod
     def describe(layout: Tensor) -> str:

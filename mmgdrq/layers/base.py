@@ -8,7 +8,9 @@ from torch import Tensor, nn
 
 from ..errors import QuantizationError
 from ..quant import ActivationSpec, Operand, WeightSpec, make_spec, scale_clip_
+from ..quant.spec import FLOAT_BITS
 from .activation_quantizer import ActivationQuantizer
+from .quantizer import Quantizer
 from .weight_quantizer import WeightQuantizer
 
 WeightConfig = Union[None, Mapping[str, Any], WeightSpec]
@@ -47,12 +49,21 @@ class QuantizedLayer:
         """Scale-Clip of the stored weight, in place."""
         scale_clip_(self.stored_weight(), self.weight_quantizer.spec)
 
+    def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
+        super()._load_from_state_dict(state_dict, prefix, *args)
+        loaded = [key[len(prefix) :] for key in state_dict if key.startswith(prefix)]
+        if loaded and not any(key.startswith(('weight_quantizer.', 'activation_quantizer.')) for key in loaded):
+            for quantizer in (self.weight_quantizer, self.activation_quantizer):
+                if isinstance(quantizer, Quantizer):
+                    quantizer.forget()
+
     def register_parameter(self, name: str, param: Optional[nn.Parameter]) -> None:
         if name == 'weight' and 'weight_quantizer' in self._modules and 'weight' in self._parameters:
             raise QuantizationError(
                 f'{self.weight_quantizer.layer_name or "a quantized layer"}: its weight would be replaced by another '
-                "Parameter, and its ranges would no longer fit (mmcv's fuse_conv_bn does so). Copy into it with "
-                'weight.data.copy_(...) instead; to merge BN into a quantized model use mmgdrq.fold(model)'
+                "Parameter, and its ranges would no longer fit (mmcv's fuse_conv_bn and load_state_dict(assign=True) "
+                'do so). Copy into it with weight.data.copy_(...) instead; to merge BN into a quantized model use '
+                'mmgdrq.fold(model)'
             )
         super().register_parameter(name, param)
 
@@ -114,6 +125,15 @@ def quantize_layer(layer: nn.Module, cls: type, weight: WeightSpec, activation: 
     """
     layer.__class__ = cls
     layer.attach(weight, activation, name)
+
+
+def built_specs(layer: nn.Module) -> tuple[WeightSpec, ActivationSpec]:
+    """What the weight and the input of a quantized layer are quantized to."""
+    weight, activation = layer.weight_quantizer, layer.activation_quantizer
+    return (
+        weight.spec if isinstance(weight, WeightQuantizer) else WeightSpec(bits=FLOAT_BITS),
+        activation.spec if isinstance(activation, ActivationQuantizer) else ActivationSpec(bits=FLOAT_BITS),
+    )
 
 
 def is_quantized(module: Optional[nn.Module]) -> bool:

@@ -3,6 +3,7 @@
 Classes outside torch are named, not imported.
 """
 
+from collections.abc import Container, Iterable
 from dataclasses import dataclass
 from typing import Optional
 
@@ -84,21 +85,25 @@ READERS: dict[str, Reads] = {
     'mmpretrain.models.utils.attention.CrossMultiheadAttention': (('q', 'x'), ('k', 'k'), ('v', 'v')),
     'mmdet.models.dense_heads.tood_head.TaskDecomposition': (('reduction_conv.conv', 'feat'),),
 }
-"""Modules that read the weights of children -> these children and the arguments that the weights are applied to."""
+"""Modules that read the weights of children -> these children and the arguments that the weights are applied to; also
+their subclasses that keep the forward pass."""
 
 UNREADABLE: dict[str, tuple[str, ...]] = {
     'torch.nn.modules.transformer.TransformerEncoderLayer': ('self_attn', 'self_attn.out_proj', 'linear1', 'linear2'),
+    'torchvision.models.swin_transformer.ShiftedWindowAttention': ('qkv', 'proj'),
+    'torchvision.models.video.swin_transformer.ShiftedWindowAttention3d': ('qkv', 'proj'),
     'mmpretrain.models.multimodal.chinese_clip.chinese_clip.AttentionPool2d': ('q_proj', 'k_proj', 'v_proj', 'c_proj'),
 }
-"""Modules that read the weights of children in a way that quantization cannot follow (torch's fast paths)."""
+"""Modules, and so their subclasses, that read the weights of children in a way that quantization cannot follow (torch's
+fast paths)."""
 
 SAN_RECOGNITION = 'mmseg.models.decode_heads.san_head.RecWithAttnbias'
 """With ``cross_attn`` it computes the attention of its layers from their weights."""
 
 
-def class_path(module: nn.Module) -> str:
-    """Full name of the class of a module."""
-    return f'{type(module).__module__}.{type(module).__qualname__}'
+def class_path(cls: type) -> str:
+    """Full name of a class."""
+    return f'{cls.__module__}.{cls.__qualname__}'
 
 
 def replacement(layer: nn.Module) -> Optional[Replacement]:
@@ -109,7 +114,7 @@ def replacement(layer: nn.Module) -> Optional[Replacement]:
     >>> replacement(nn.LSTM(2, 2)) is None
     True
     """
-    path, cls = class_path(layer), type(layer)
+    path, cls = class_path(type(layer)), type(layer)
     if cls is nn.MultiheadAttention:
         return Replacement('linear', MultiheadAttention)
     if path in WRAPPERS:
@@ -131,7 +136,7 @@ def replacements(model: nn.Module) -> dict[str, Replacement]:
     """Name -> replacement, for the layers of ``model`` that have one; children that are read included."""
     found = {name: replacement(module) for name, module in model.named_modules()}
     for prefix, parent in model.named_modules():
-        for child, _ in READERS.get(class_path(parent), ()):
+        for child, _ in _reads(parent):
             name = f'{prefix}.{child}' if prefix else child
             if found.get(name) is not None:
                 kind = found[name].kind
@@ -142,7 +147,7 @@ def replacements(model: nn.Module) -> dict[str, Replacement]:
 def let_parents_read(model: nn.Module) -> None:
     """Let the parents that read weights of quantized children read the quantized ones."""
     for parent in list(model.modules()):
-        reads = READERS.get(class_path(parent), ())
+        reads = _reads(parent)
         if any(is_quantized(parent.get_submodule(child)) for child, _ in reads):
             read_quantized(parent, reads)
 
@@ -164,8 +169,8 @@ def read_reasons(model: nn.Module) -> dict[str, str]:
     """Name -> why a parent keeps that layer from being quantized."""
     reasons = {}
     for prefix, parent in model.named_modules():
-        children = UNREADABLE.get(class_path(parent), ())
-        if class_path(parent) == SAN_RECOGNITION and parent.cross_attn:
+        children = _unreadable(parent)
+        if _listed((SAN_RECOGNITION,), parent) and parent.cross_attn:
             attentions = [f'layers.{i}.attentions.0.attn' for i in range(len(parent.layers))]
             children = [*attentions, *(f'{name}.out_proj' for name in attentions)]
         if isinstance(parent, nn.MultiheadAttention) and float_reason(parent):
@@ -174,6 +179,24 @@ def read_reasons(model: nn.Module) -> dict[str, str]:
             name = f'{prefix}.{child}' if prefix else child
             reasons[name] = f'{type(parent).__name__} reads this weight without calling the layer'
     return reasons
+
+
+def _listed(paths: Container[str], module: nn.Module) -> Optional[type]:
+    """The class of a module, or else its nearest base, that is listed by its full name; None where none is."""
+    return next((cls for cls in type(module).__mro__ if class_path(cls) in paths), None)
+
+
+def _reads(parent: nn.Module) -> Reads:
+    known = _listed(READERS, parent)
+    return READERS[class_path(known)] if known and type(parent).forward is known.forward else ()
+
+
+def _unreadable(parent: nn.Module) -> Iterable[str]:
+    known = _listed(UNREADABLE, parent)
+    if known:
+        return UNREADABLE[class_path(known)]
+    known = _listed(READERS, parent)
+    return [child for child, _ in READERS[class_path(known)]] if known and not _reads(parent) else ()
 
 
 def _same_forward(cls: type, base: type) -> bool:

@@ -14,6 +14,7 @@ from torch import nn
 
 from .activation_quantizer import ActivationQuantizer, settle_first_ranges, step_thresholds
 from .base import is_quantized
+from .presence import refuse_new_float_layers, remember_layers
 from .quantizer import FLOAT
 from .weight_quantizer import WeightQuantizer
 
@@ -37,13 +38,16 @@ def manage(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, WeightQuantizer):
             module.cache.per_iteration = True
+    remember_layers(model, sum(isinstance(m, (ActivationQuantizer, WeightQuantizer)) for m in model.modules()))
     model.register_forward_pre_hook(_begin)
     model.register_forward_hook(_end)
 
 
 def manage_registered(model: nn.Module) -> None:
     """:func:`manage` for a model that was built with quantized layers, unless it is managed already."""
-    if not all(quantizer.managed for quantizer in activation_quantizers(model)):
+    weights = [m for m in model.modules() if isinstance(m, WeightQuantizer)]
+    managed = [q.managed for q in activation_quantizers(model)] + [q.cache.per_iteration for q in weights]
+    if not all(managed):
         manage(model)
 
 
@@ -59,8 +63,10 @@ def _begin(model: nn.Module, args) -> None:
     modules = list(model.modules())
     quantizers = [m for m in modules if isinstance(m, ActivationQuantizer)]
     weights = [m for m in modules if isinstance(m, WeightQuantizer)]
+    refuse_new_float_layers(model, len(quantizers) + len(weights))
     for quantizer in quantizers + weights:
         quantizer.hold(frozen)
+        quantizer.keep_positive()
     step_thresholds(quantizers)
     for quantizer in quantizers:
         quantizer.observing, quantizer.frozen = observing, model.training and frozen
@@ -101,4 +107,4 @@ def _add_over_ranks(quantizers: list[ActivationQuantizer]) -> None:
         dist.all_reduce(pending, operation)
         for quantizer, result in zip(chosen, pending):
             quantizer.pending.copy_(result)
-            quantizer.observed = True
+            quantizer.observed = quantizer.spec.range != 'learned' or quantizer.is_fresh()

@@ -24,11 +24,12 @@ class Quantizer(nn.Module):
         self.mode = QUANTIZE
         self.layer_name = ''
         self._held: Optional[Tensor] = None
+        self._ready = False
         self.register_buffer('format', torch.tensor(layout, dtype=torch.float32))
 
     def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
         saved = state_dict.get(prefix + 'format')
-        if saved is not None and not torch.equal(saved.cpu().float(), self.format.cpu()):
+        if saved is not None and not _same_format(saved.cpu().float(), self.format.cpu().float()):
             raise CheckpointError(
                 f'{prefix[:-1]}: the checkpoint was quantized with {self.describe(saved)}, the config asks '
                 f'for {self.describe(self.format)}. Use the config it was trained with, or start from '
@@ -58,16 +59,27 @@ class Quantizer(nn.Module):
         learned = self.learned()
         return tensor if learned is None or not torch.is_grad_enabled() else keep_in_graph(tensor, learned)
 
-    def _keep_positive(self) -> None:
+    def keep_positive(self) -> None:
         """A learned range that an optimizer step took below zero goes on from its mirror image."""
         learned = self.learned()
-        if learned is not None and self.is_ready():
+        if learned is not None and self._ready and not torch.compiler.is_compiling():
             learned.data.abs_().clamp_(min=LEARNED_FLOOR)
 
     def _save_to_state_dict(self, *args) -> None:
         self.hold(self._held is not None)
-        self._keep_positive()
+        self.keep_positive()
         super()._save_to_state_dict(*args)
+
+    def forget(self) -> None:
+        """Start the range anew: it was one of other weights."""
+        if 'initialized' in self._buffers:
+            self.initialized.fill_(False)
+        self._ready = False
 
     def extra_repr(self) -> str:
         return f'{self.describe(self.format)}, range={self.spec.range}'
+
+
+def _same_format(saved: Tensor, expected: Tensor) -> bool:
+    """Equal but for the precision of a model in half precision, which rounds a multiplier."""
+    return saved.shape == expected.shape and torch.allclose(saved, expected, rtol=2**-8, atol=0)

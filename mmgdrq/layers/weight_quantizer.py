@@ -28,7 +28,7 @@ class WeightQuantizer(Quantizer):
     """Fake-quantizes the weight of one layer, with one range a group of filters.
 
     ``'mean'`` and ``'minmax'`` ranges follow the weight in every forward pass and have no state.
-    ``'search'`` keeps a buffer ``alpha`` of shape ``(G,)``, renewed once a training iteration;
+    ``'search'`` keeps a buffer ``alpha`` of shape ``(G,)``, renewed once a training iteration (or call, without one);
     ``'learned'`` has a parameter ``alpha``, which starts from a search.
 
     Args:
@@ -49,7 +49,6 @@ class WeightQuantizer(Quantizer):
         else:
             self.register_buffer('alpha', alpha)
         self.register_buffer('initialized', torch.tensor(False, device=weight.device))
-        self._ready = False
 
     def forward(self, weight: Tensor, encode: bool = False) -> Union[Tensor, Encoded]:
         """Return the fake-quantized weight, shape and dtype of ``weight``.
@@ -60,6 +59,8 @@ class WeightQuantizer(Quantizer):
         """
         if self.mode == FLOAT:
             return self._idle(weight)
+        if self.spec.range == 'search' and self.training and not self.cache.per_iteration:
+            self.renew(weight.detach())  # a layer of its own: every call is an iteration
         if encode and self.spec.range == 'learned':
             return self._learned(weight, True)
         if encode:
@@ -99,7 +100,7 @@ class WeightQuantizer(Quantizer):
             return weight_range(weight, self.spec)
         if not self.is_ready():
             self.renew(weight)
-        self._keep_positive()
+        self.keep_positive()
         return self.alpha
 
     def is_ready(self) -> bool:
@@ -124,8 +125,6 @@ class WeightQuantizer(Quantizer):
 
     def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
         super()._load_from_state_dict(state_dict, prefix, *args)
-        if self.spec.range == 'search' and f'{prefix}alpha' not in state_dict:
-            self.initialized.fill_(False)  # the weight may be another one
         self._ready = False
         self.cache.clear()
 

@@ -152,12 +152,13 @@ def keep_in_graph(x: Tensor, idle: Tensor) -> Tensor:
 class _KeepInGraph(Function):
     @staticmethod
     def forward(ctx, x, idle):
-        ctx.save_for_backward(idle)
+        ctx.like = idle.shape, dict(dtype=idle.dtype, device=idle.device)  # the range itself may change before backward
         return x.view_as(x)
 
     @staticmethod
     def backward(ctx, grad):
-        return grad, torch.zeros_like(ctx.saved_tensors[0])
+        shape, options = ctx.like
+        return grad, torch.zeros(shape, **options)
 
 
 def clip_bounds(threshold: Tensor, signed: bool, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

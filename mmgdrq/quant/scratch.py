@@ -39,8 +39,3 @@ def take(slot: str, like: Tensor, dtype: torch.dtype) -> Tensor:
         with torch.inference_mode(False):  # usable inside and outside of inference mode
             buffer = held[slot, dtype] = torch.empty(size, dtype=dtype)
     return buffer[:size].as_strided(like.shape, like.stride())
-
-
-def release() -> None:
-    """Free the buffers of this thread."""
-    _buffers.__dict__.clear()

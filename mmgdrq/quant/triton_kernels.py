@@ -18,12 +18,15 @@ BLOCK = 4096
 
 _MAGIC = tl.constexpr(12582912.0)
 _FAR = tl.constexpr(1e6)
+_NAN = tl.constexpr(tl.PropagateNan.ALL)
 
 
 @triton.jit
 def _codes_of(x, step, offset, lowest, highest):
     scaled = tl.div_rn(x, step) - offset
-    return (tl.minimum(tl.maximum(scaled, lowest), highest) + _MAGIC) - _MAGIC
+    # without _NAN, maximum and minimum would give the other operand
+    clipped = tl.minimum(tl.maximum(scaled, lowest, _NAN), highest, _NAN)
+    return (clipped + _MAGIC) - _MAGIC
 
 
 @triton.jit
@@ -37,7 +40,7 @@ def _encode(
     valid = offsets < n
     x = tl.load(x_ptr + offsets, valid, 0.0).to(tl.float32)
     threshold = tl.load(threshold_ptr)
-    step = tl.maximum(tl.div_rn(threshold, levels), floor)
+    step = tl.maximum(tl.div_rn(threshold, levels), floor, _NAN)
     code = _codes_of(x, step, 0.0, lowest, highest)
     tl.store(values_ptr + offsets, (code * step).to(values_ptr.dtype.element_ty), valid)
     if KEEP:
@@ -72,7 +75,7 @@ def _encode_rows(
             offsets = index * BLOCK + tl.arange(0, BLOCK)
             partial += tl.abs(tl.load(x_ptr + row * columns + offsets, offsets < columns, 0.0).to(tl.float32))
         mean = tl.div_rn(tl.sum(partial, 0), columns.to(tl.float32))
-        step = tl.maximum(tl.div_rn(mean * k, levels), floor)
+        step = tl.maximum(tl.div_rn(mean * k, levels), floor, _NAN)
         tl.store(steps_ptr + row, step)
     else:
         step = tl.load(steps_ptr + row)

@@ -123,6 +123,41 @@ def test_a_shared_layer_may_be_read_by_several(tmp_path, engine):
     assert compare_codes(exported_of((folded, x), tmp_path, engine), engine).different <= 1
 
 
+class SharedByPooling(nn.Module):
+    """The result of a layer goes into an addition first, and through a pooling to a small grid then."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.shared = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+        self.pooled, self.other = nn.Conv2d(8, 8, 3), nn.Conv2d(8, 8, 3)
+
+    def extract_feat(self, x):
+        x = torch.relu(self.stem(x))
+        y = x + self.shared(x)
+        return self.other(y), self.pooled(F.max_pool2d(torch.relu(self.shared(y)), 2))
+
+    def forward(self, x):
+        return self.bbox_head(self.extract_feat(x))
+
+
+def test_the_grid_of_one_reader_does_not_change_what_another_reads(tmp_path):
+    torch.manual_seed(0)
+    model, x = SharedByPooling(), torch.rand(2, 3, 16, 16)
+    model.bbox_head = nn.Identity()
+    mmgdrq.quantize(model, weight=dict(bits=8), activation=dict(bits=8))
+    with torch.no_grad():
+        model.train()(x)
+    folded = mmgdrq.fold(model.eval(), example=x)
+    exported = exported_of((folded, x), tmp_path, 'onnxruntime')
+    shared = next(module for module in exported.blocks if module.block.name == 'shared')
+    assert shared.rounds
+    assert compare_codes(exported, 'onnxruntime').different <= 1
+    with torch.no_grad():
+        expected, found = folded(x), exported.part.module(x)
+    for ours, theirs in zip(expected, found):
+        assert (ours - theirs).abs().mean() < 0.02 * ours.abs().mean()
+
+
 def test_a_missing_engine_is_one_error(folded, tmp_path, monkeypatch):
     exported = exported_of(folded, tmp_path, 'openvino')
     monkeypatch.setitem(sys.modules, 'openvino', None)
@@ -337,3 +372,65 @@ def test_an_unsigned_8_bit_input_has_seven_bits_for_tensorrt(tmp_path):
     for ours, theirs in zip(expected, found):
         assert (ours - theirs).abs().mean() < 0.1 * ours.abs().mean()
     assert compare_codes(exported, 'onnxruntime').different <= 1
+
+
+FLOAT_PARTS = {
+    'float weights': (dict(weight=dict(bits=32)), 5),
+    'float inputs': (dict(activation=dict(bits=32)), 0),
+    'a float layer': (dict(rules=[dict(pattern='body.5', skip=True)]), 4),
+    'a layer with float inputs': (dict(rules=[dict(pattern='body.5', activation=dict(bits=32))]), 4),
+    'a layer with float weights': (dict(rules=[dict(pattern='body.5', weight=dict(bits=32))]), 5),
+}
+
+
+@pytest.mark.parametrize('engine', ['onnxruntime', 'openvino'])
+@pytest.mark.parametrize('case', FLOAT_PARTS)
+def test_float_weights_and_inputs_stay_float(tmp_path, engine, case):
+    """Layer 5 reads the result of a quantized layer without anything in between."""
+    pytest.importorskip(engine, reason=f'{engine} is not installed')
+    options, inputs = FLOAT_PARTS[case]
+    torch.manual_seed(0)
+    conv, norm = lambda: nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8)
+    body = nn.Sequential(nn.Conv2d(3, 8, 3), norm, nn.ReLU(), conv(), nn.BatchNorm2d(8), conv(), nn.ReLU(), conv())
+    model, x = Stack(nn.Sequential(*body, nn.ReLU(), nn.Conv2d(8, 4, 1))), torch.rand(2, 3, 16, 16)
+    mmgdrq.quantize(model, **{**dict(weight=dict(bits=2), activation=dict(bits=4)), **options})
+    with torch.no_grad():
+        model.train()(x)
+    exported = exported_of((mmgdrq.fold(model.eval(), example=x), x), tmp_path, engine)
+    errors = compare_codes(exported, engine)
+    assert len(exported.blocks) == 5 - ('skip' in str(options))
+    assert sum(module.block.limits is not None for module in exported.blocks) == inputs
+    assert (errors.codes > 0) == (inputs > 0)
+    assert errors.different <= 1
+    assert errors.results < 1e-5
+
+
+class Stack(nn.Module):
+    """A model that is one stack of layers."""
+
+    def __init__(self, body) -> None:
+        super().__init__()
+        self.body, self.bbox_head = body, nn.Identity()
+
+    def extract_feat(self, x):
+        return self.body(x)
+
+    def forward(self, x):
+        return self.bbox_head(self.extract_feat(x))
+
+
+@pytest.mark.parametrize('options', [dict(weight=dict(bits=32)), dict(activation=dict(bits=32))], ids=str)
+def test_the_float_form_of_half_quantized_layers_is_float(tmp_path, options):
+    """Else a network would be compared with itself."""
+    torch.manual_seed(0)
+    stack = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.Conv2d(8, 4, 1))
+    model, x = Stack(stack), torch.rand(2, 3, 16, 16)
+    mmgdrq.quantize(model, **{**dict(weight=dict(bits=2), activation=dict(bits=8)), **options})
+    with torch.no_grad():
+        model.train()(x)
+    folded = mmgdrq.fold(model.eval(), example=x)
+    exported = exported_of((folded, x), tmp_path, 'onnxruntime', 'float')
+    assert b'quantizelinear' not in exported.path.read_bytes().lower()
+    (found,) = open_engine('onnxruntime', exported.path)(x.numpy())
+    expected = folded(x).detach()
+    assert (torch.from_numpy(found) - expected).abs().mean() < 0.02 * expected.abs().mean()

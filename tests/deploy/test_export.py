@@ -181,10 +181,35 @@ def test_a_model_without_a_known_seam(tmp_path):
         export(mmgdrq.fold(model.eval(), example=x), lambda m: m(x), tmp_path)
 
 
-@pytest.mark.parametrize('padding', [dict(padding='same'), dict(padding=1, padding_mode='reflect')], ids=str)
-def test_padding_that_a_block_does_not_do(tmp_path, padding):
+@pytest.mark.parametrize(
+    'conv',
+    [
+        dict(kernel_size=3, padding='valid', stride=2),
+        dict(kernel_size=3, padding='same'),
+        dict(kernel_size=(3, 5), padding='same', dilation=(2, 1)),
+        dict(kernel_size=2, padding='same', dilation=2),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize('profile', ENGINES)
+def test_padding_by_name(tmp_path, conv, profile):
+    torch.manual_seed(0)
+    model, x = Net(), torch.rand(2, 4, 12, 12)
+    model.conv = nn.Conv2d(4, 12, **conv)
+    mmgdrq.quantize(model, rules=[dict(pattern='*', activation=dict(bits=8)), dict(pattern='head', skip=True)])
+    model(x)
+    folded = mmgdrq.fold(model.eval(), example=x)
+    export(folded, lambda m: m(x), tmp_path, profile)
+    expected = folded(x)
+    assert torch.allclose(run_graph(profile, tmp_path, x), expected, atol=2e-4 * expected.abs().max().item())
+
+
+@pytest.mark.parametrize(
+    'conv', [dict(kernel_size=2, padding='same'), dict(kernel_size=3, padding=1, padding_mode='reflect')], ids=str
+)
+def test_padding_that_a_block_does_not_do(tmp_path, conv):
     model, x = Net(), torch.rand(2, 4, 8, 8)
-    model.conv = nn.Conv2d(4, 12, 3, **padding)
+    model.conv = nn.Conv2d(4, 12, **conv)
     mmgdrq.quantize(model)
     model(x)
     with pytest.raises(ExportError, match='conv has padding='):
@@ -213,6 +238,18 @@ def test_an_unknown_profile(tmp_path):
     folded, x = folded_net()
     with pytest.raises(ExportError, match="'tensorflow' is unknown"):
         export(folded, lambda m: m(x), tmp_path, 'tensorflow')
+
+
+def test_a_copy_on_the_cpu_is_exported(tmp_path, monkeypatch):
+    """There the engines are, and the samples that they are compared on."""
+    folded, x = folded_net()
+    moved = []
+    monkeypatch.setattr(Net, 'cpu', lambda self: moved.append(self) or self)
+    ran = []
+    export(folded, lambda model: ran.append(model) or model(x), tmp_path)
+    assert len(moved) == 1
+    assert folded not in moved
+    assert folded not in ran
 
 
 def test_a_part_that_got_no_input(tmp_path):

@@ -103,11 +103,16 @@ def test_norm_without_affine_parameters():
     assert net[1].weight is None
 
 
-def test_norm_without_running_statistics():
+@pytest.mark.parametrize('example', [None, IMAGE])
+def test_norm_without_running_statistics(example):
+    """It cannot carry a scale, so the layer does."""
     net = ready(nn.Sequential(nn.Conv2d(4, 6, 3)), IMAGE)
     net.append(nn.BatchNorm2d(6, track_running_stats=False))
-    with pytest.raises(FoldError, match='running statistics'):
-        mmgdrq.fold(net)
+    folded = mmgdrq.fold(net.eval(), example)
+    assert folded.gdrq_folded['0']['norm'] is None
+    assert torch.allclose(folded(IMAGE), net(IMAGE), atol=1e-5)
+    with pytest.raises(FoldError, match=r'fold: 1, the BN of 0, has no running statistics'):
+        mmgdrq.fold(net, pairs={'0': '1'})
 
 
 @pytest.mark.parametrize('bias', [False, True])

@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from mmpretrain.models.utils.attention import BEiTAttention, CrossMultiheadAttention, WindowMSAV2
+from mmseg.models.backbones.mae import MAEAttention
 from mmseg.models.decode_heads.san_head import RecWithAttnbias
 from safetensors.torch import load_file
 from torch import nn
@@ -112,6 +113,7 @@ def test_a_quantized_out_proj_is_called_by_a_float_attention():
 READERS = {
     'beit': (lambda: BEiTAttention(8, 2, (2, 2), bias='qv_bias', use_rel_pos_bias=True), (2, 5, 8), 'qkv'),
     'beit without bias': (lambda: BEiTAttention(8, 2, (2, 2), bias=True, use_rel_pos_bias=True), (2, 5, 8), 'qkv'),
+    'mae': (lambda: MAEAttention(8, 2, (2, 2), bias='qv_bias'), (2, 5, 8), 'qkv'),
     'swin v2': (lambda: WindowMSAV2(8, (2, 2), 2), (2, 4, 8), 'qkv'),
 }
 
@@ -139,6 +141,17 @@ def test_a_parent_that_reads_weights_reads_quantized_ones(name):
     with torch.no_grad():
         layer.weight.sub_(1e-4 * (quantized - layer.weight) / (1 - 1e-4))
     torch.testing.assert_close(net.eval()(x), float_output, rtol=1e-3, atol=1e-4)
+
+
+def test_what_a_changed_forward_pass_reads_stays_in_float():
+    class Changed(BEiTAttention):
+        def forward(self, tokens):
+            return super().forward(2 * tokens)
+
+    net = nn.Sequential(nn.Linear(8, 8), Changed(8, 2, (2, 2), bias=True, use_rel_pos_bias=True), nn.Linear(8, 8))
+    plan = {row.name: row for row in mmgdrq.plan(net)}
+    assert plan['1.qkv'].reason == 'Changed reads this weight without calling the layer'
+    assert plan['1.proj'].quantized
 
 
 def test_cross_attention_with_weights_read_by_the_parent():

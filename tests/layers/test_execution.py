@@ -314,3 +314,13 @@ def test_a_linear_layer_may_be_followed_by_an_operation_in_place(shape):
         result.square().sum().backward()
     assert torch.equal(*results)
     assert torch.equal(nets[0][0].weight.grad, nets[1][0].weight.grad)
+
+
+@pytest.mark.skipif(torch.__version__ < '2.11', reason='the compiler of an older torch does not follow our layers')
+@pytest.mark.parametrize('config', [{}, dict(weight=LEARNED, activation=LEARNED)], ids=['default', 'learned'])
+def test_an_exported_program_computes_what_the_model_computes(config):
+    model, x = mmgdrq.quantize(relu_net(), **config).train(), torch.randn(4, 3, 8, 8)
+    model(x)
+    model.eval()
+    program = torch.export.export(model, (x,))
+    torch.testing.assert_close(program.module()(x), model(x))

@@ -12,6 +12,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import mmgdrq
 from mmgdrq.errors import QuantizationError
+from mmgdrq.layers.iteration import manage_registered
+from mmgdrq.quant import keep_in_graph
 from tests import reference
 from tests.layers.nets import PartlyUsed, SharedHead, assert_same, exact, inputs, ranges, small_net, trained
 
@@ -269,3 +271,34 @@ def test_training_around_the_model_is_an_error():
         net.forward(exact(0, 5, 6))
     net(exact(0, 5, 6))
     net.forward(exact(0, 5, 6))
+
+
+def outgrown(layer, x, run):
+    """How much a searched range grows over sixty calls with a weight three times as large."""
+    run(x)
+    quantizer = layer.weight_quantizer
+    before = quantizer.alpha.clone()
+    with torch.no_grad():
+        layer.weight.mul_(3)
+    for _ in range(60):
+        run(x)
+    return float((quantizer.alpha / before).mean())
+
+
+def test_a_searched_range_follows_the_weight_of_a_registered_layer():
+    alone = mmgdrq.Conv2d(3, 8, 3, weight=dict(bits=3, range='search')).train()
+    assert outgrown(alone, torch.rand(2, 3, 6, 6), alone) > 2.5
+    layer = mmgdrq.Conv2d(3, 8, 3, weight=dict(bits=3, range='search'), activation=dict(bits=32))
+    model = nn.Sequential(layer).train()
+    manage_registered(model)
+    assert outgrown(layer, torch.rand(2, 3, 6, 6), model) > 2.5
+
+
+def test_a_range_that_a_call_does_not_use_may_change_before_the_backward_pass():
+    x, idle = torch.rand(3, requires_grad=True), nn.Parameter(torch.ones(2, 1))
+    y = keep_in_graph(x, idle)
+    with torch.no_grad():
+        idle.add_(1)
+    y.sum().backward()
+    assert torch.equal(x.grad, torch.ones(3))
+    assert torch.equal(idle.grad, torch.zeros(2, 1))

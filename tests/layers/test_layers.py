@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import mmgdrq
+from mmgdrq.errors import CheckpointError
 from mmgdrq.layers import quantized_layers
 from mmgdrq.quant import weight_range
 from tests import reference
@@ -189,3 +190,46 @@ def test_a_searched_range_is_searched_again_for_float_weights_that_are_loaded():
     layer(torch.randn(3, 16))
     quantizer = layer[0].weight_quantizer
     assert torch.equal(quantizer.alpha, weight_range(state['0.weight'], quantizer.spec))
+
+
+@pytest.mark.parametrize('rule', ['search', 'learned'])
+def test_float_weights_start_the_ranges_anew(rule):
+    quant = dict(weight=dict(bits=3, range=rule), activation=dict(bits=4, range=rule))
+    net, fresh = trained(small_net(), **quant), mmgdrq.quantize(small_net(), **quant)
+    state = {key: 10 * value for key, value in small_net().state_dict().items()}
+    for model in (net, fresh):
+        model.load_state_dict(state)
+    assert torch.equal(net.train()(inputs()), fresh.train()(inputs()))
+
+
+def test_other_layers_keep_their_ranges_when_float_weights_of_one_are_loaded():
+    net = trained(small_net())
+    before = ranges(net)
+    net.load_state_dict({'3.weight': torch.randn(4, 4, 3, 3)}, strict=False)
+    after = ranges(net)
+    assert not bool(after['3.activation_quantizer.initialized'])
+    assert_same(*({k: v for k, v in state.items() if not k.startswith('3.')} for state in (before, after)))
+
+
+@pytest.mark.parametrize('rule', ['lehmer', 'learned'])
+def test_a_sign_of_the_config_is_that_of_the_checkpoint(rule):
+    def net(signed):
+        return mmgdrq.quantize(nn.Sequential(nn.Linear(6, 4)), activation=dict(bits=4, range=rule, signed=signed))
+
+    unsigned = net('auto').train()
+    unsigned(torch.rand(3, 6))
+    for signed in (False, 'auto'):
+        net(signed).load_state_dict(unsigned.state_dict())
+    with pytest.raises(CheckpointError, match='trained with signed=False, the config asks for signed=True'):
+        net(True).load_state_dict(unsigned.state_dict())
+    net(True).load_state_dict(net('auto').state_dict())
+
+
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
+def test_a_model_in_half_precision_loads_its_own_state(dtype):
+    quant = dict(weight=dict(bits=2, k=1.7), activation=dict(bits=4, k=2.3))
+    net = trained(small_net(), **quant).to(dtype)
+    mmgdrq.quantize(small_net(), **quant).load_state_dict(net.state_dict())
+    mmgdrq.quantize(small_net(), **quant).to(dtype).load_state_dict(net.state_dict())
+    with pytest.raises(CheckpointError, match=r'k=1\.7'):
+        mmgdrq.quantize(small_net(), weight=dict(bits=2, k=1.8)).load_state_dict(net.state_dict())

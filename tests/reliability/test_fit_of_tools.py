@@ -1,8 +1,13 @@
-"""tools/test.py, tools/deploy.py and tools/train.py --resume refuse a checkpoint of another model than the config's."""
+"""The tools, and tools/train.py with --resume, refuse a checkpoint of another model than the config's."""
+
+import errno
+import json
+import os
 
 import pytest
 import torch
 
+from mmgdrq import cli
 from tests.toy import toy_config, toy_runner
 
 from .test_checkpoints import MISFITS
@@ -25,6 +30,7 @@ CONFIGS = {
 COMMANDS = {
     'test': ('test', '{config}', '{file}', '--metrics', '{out}'),
     'deploy': ('deploy', '{config}', '{file}', '--out', '{out}', '--rounds', '0'),
+    'analyze': ('analyze', '{config}', '{file}', '--out', '{out}', '--batches', '0'),
     'resume': ('train', '{config}', '--resume', '{file}'),
 }
 
@@ -68,7 +74,50 @@ def test_a_checkpoint_that_holds_something_else(tmp_path, monkeypatch, capsys, t
     refused(monkeypatch, capsys, tmp_path, command, tmp_path / 'edited.pth', dict())
 
 
-@pytest.mark.parametrize('command', COMMANDS)
+@pytest.mark.parametrize('command', [command for command in COMMANDS if command != 'analyze'])
 def test_a_float_checkpoint_for_a_quantized_config(tmp_path, monkeypatch, capsys, trained, command):
     line = refused(monkeypatch, capsys, tmp_path, command, trained / 'float/epoch_1.pth', dict())
     assert 'float checkpoint' in line
+
+
+@pytest.mark.parametrize('kind', ['float', 'quantized'])
+def test_both_can_be_analyzed(tmp_path, monkeypatch, trained, kind):
+    toy_config(tmp_path / 'run', 1, dict(), **IMPORTS).dump(tmp_path / 'config.py')
+    arguments = (tmp_path / 'config.py', trained / kind / 'epoch_1.pth', '--out', tmp_path / 'out')
+    assert run_tool(monkeypatch, 'analyze', *arguments) == 0
+    assert {file.name for file in (tmp_path / 'out').iterdir()} == {'report.txt', 'report.json', 'weights.png'}
+    assert [row['name'] for row in json.loads((tmp_path / 'out/report.json').read_text())] == ['conv1', 'conv2', 'head']
+
+
+def test_a_report_that_cannot_be_written_leaves_the_earlier_one(tmp_path, monkeypatch, trained):
+    toy_config(tmp_path / 'run', 1, dict(), **IMPORTS).dump(tmp_path / 'config.py')
+    arguments = ('--out', tmp_path / 'out', '--batches', '0')
+    (tmp_path / 'out').mkdir()
+    (tmp_path / 'out/report.txt').write_text('earlier')
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, 'No space left on device')
+
+    monkeypatch.setattr(os, 'replace', full)
+    status = run_tool(monkeypatch, 'analyze', tmp_path / 'config.py', trained / 'float/epoch_1.pth', *arguments)
+    assert status == 2
+    assert [file.read_text() for file in (tmp_path / 'out').iterdir()] == ['earlier']
+
+
+def test_a_negative_number_of_batches(tmp_path, monkeypatch, capsys, trained):
+    toy_config(tmp_path / 'run', 1, dict(), **IMPORTS).dump(tmp_path / 'config.py')
+    arguments = ('--out', tmp_path / 'out', '--batches', '-1')
+    assert run_tool(monkeypatch, 'analyze', tmp_path / 'config.py', trained / 'float/epoch_1.pth', *arguments) == 2
+    assert 'error: --batches -1: expected 0' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('tool', ['deploy', 'analyze'])
+def test_the_config_of_a_flexible_runner(tmp_path, monkeypatch, tool):
+    changes = dict(runner_type='FlexibleRunner', strategy=dict(type='SingleDeviceStrategy'), env_cfg=dict())
+    config = toy_config(tmp_path / 'run', 1, {}, model=dict(BUILT, quant={}), **IMPORTS, **changes)
+    config.dump(tmp_path / 'config.py')
+    cli.build_runner(config).train()
+    arguments = (tmp_path / 'config.py', tmp_path / 'run/epoch_1.pth', '--out', tmp_path / 'out')
+    assert run_tool(monkeypatch, tool, *arguments) == 0
+    report = json.loads((tmp_path / 'out/report.json').read_text())
+    assert (report['layers'] if tool == 'deploy' else len(report)) == 3

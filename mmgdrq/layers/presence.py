@@ -1,0 +1,50 @@
+"""A quantized layer that gives way to a float one does not do so silently."""
+
+from collections.abc import Iterator
+
+from torch import nn
+
+from ..errors import QuantizationError
+from .base import is_quantized
+
+
+def remember_layers(model: nn.Module, quantizers: int) -> None:
+    """Note what is quantized now, and which weights are not.
+
+    Args:
+        model: root of a quantized model.
+        quantizers: number of quantizers in it.
+    """
+    model.gdrq_present = quantizers, frozenset(_float_layers(model))
+
+
+def refuse_new_float_layers(model: nn.Module, quantizers: int) -> None:
+    """Refuse a model that has lost quantized layers and got float ones, as ``switch_to_deploy`` of RepVGG does it.
+
+    Layers that are just gone, such as an auxiliary head that evaluation does not need, are no error.
+
+    Args:
+        model: what :func:`remember_layers` has seen before.
+        quantizers: number of quantizers in it now; costs nothing where it has not fallen.
+
+    Raises:
+        QuantizationError: names the new layers.
+    """
+    before, known = model.gdrq_present
+    if quantizers >= before or hasattr(model, 'gdrq_folded'):
+        return
+    new = [name for name in _float_layers(model) if name not in known]
+    if new:
+        raise QuantizationError(
+            f'{len(new)} layers of the quantized model were replaced by float layers, such as {new[0]} '
+            '(switch_to_deploy and reparameterization do so). Do that to the float model and quantize it then, or '
+            'keep the layers'
+        )
+    remember_layers(model, quantizers)
+
+
+def _float_layers(model: nn.Module) -> Iterator[str]:
+    for name, module in model.named_modules():
+        weight = module._parameters.get('weight')
+        if weight is not None and weight.dim() > 1 and not is_quantized(module):
+            yield name
