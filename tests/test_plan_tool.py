@@ -69,7 +69,7 @@ def test_no_weights_are_loaded_and_the_preprocessor_is_passed_on(tmp_path):
 
 WRONG = {
     'no rule matches': (dict(hook=dict(rules=[dict(pattern='conv9', skip=True)])), "nearest layer name is 'conv"),
-    'nothing is quantized': (dict(), 'CONFIG quantizes nothing'),
+    'nothing is quantized': (dict(), 'CONFIG has no plan.*GDRQHook'),
     'no model': (dict(model=None), 'CONFIG has no model'),
     'quantized twice': (dict(model=built(), hook=W2A4), 'put it into model.quant'),
 }

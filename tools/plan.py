@@ -48,7 +48,7 @@ def plan_of(cfg: Config, name: str) -> Plan:
             if isinstance(hook, GDRQHook):
                 hook.before_run(runner)
     if not hasattr(runner.model, 'gdrq_plan'):
-        raise ConfigError(f'config: {name} quantizes nothing. Add GDRQHook or mmgdrq.Quantized')
+        raise ConfigError(f'config: {name} has no plan. Add GDRQHook or mmgdrq.Quantized, for the whole model')
     return runner.model.gdrq_plan
 
 
