@@ -29,9 +29,10 @@ def right_axes(exported: Exported, profile: str, free: Axes) -> Axes:
     Args:
         exported: a part and its graph.
         profile: of the graph.
-        free: axes of the input that are free in the graph, of :data:`BATCH` and :data:`SIZE`.
+        free: axes of the input that are free in the graph, of :data:`BATCH` and :data:`SIZE`. They stay as they are
+            where the graph is wrong on the sample, too.
     """
-    if not free or _is_right(exported, profile, free):
+    if not free or _is_right(exported, profile, free) or not _computes(exported, profile):
         return free
     right = frozenset().union(*(axes for axes in (BATCH, SIZE) if axes < free and _is_right(exported, profile, axes)))
     return right if right != free else BATCH  # each right by itself, but not both

@@ -1,5 +1,6 @@
 """Graphs take other batch and image sizes where they are right there, and refuse them elsewhere."""
 
+import dataclasses
 import warnings
 
 import pytest
@@ -10,6 +11,7 @@ from torch import nn
 import mmgdrq
 from mmgdrq.deploy.engines import open_engine
 from mmgdrq.deploy.export import export
+from mmgdrq.deploy.shapes import BATCH, SIZE, right_axes
 from mmgdrq.errors import ExportError, InputError
 
 pytest.importorskip('onnx', reason='onnx is not installed')
@@ -77,6 +79,14 @@ def test_the_export_says_what_is_fixed(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter('error', UserWarning)
         exported(nothing, tmp_path, 'onnxruntime')
+
+
+def test_a_graph_that_is_wrong_on_the_sample_keeps_its_axes(tmp_path):
+    """Sizes are not the reason, and fixed ones would not help."""
+    pytest.importorskip('onnxruntime', reason='onnxruntime is not installed')
+    found = exported(nothing, tmp_path, 'onnxruntime')
+    found.blocks[1].block = dataclasses.replace(found.blocks[1].block, offset=found.blocks[1].block.offset + 1)
+    assert right_axes(found, 'onnxruntime', BATCH | SIZE) == BATCH | SIZE
 
 
 def errors_of(found, engine, x):
