@@ -242,7 +242,7 @@ def test_checkpoint_of_another_quantization(tmp_path, whole, hook, words, resume
 
 
 def test_quantized_checkpoint_for_a_float_config(tmp_path, whole):
-    """The tools add this hook; without it mmengine only logs the unexpected keys."""
+    """The tools add this hook, which says it before anything is loaded."""
     runner = toy_runner(
         tmp_path,
         load_from=f'{whole.work_dir}/epoch_3.pth',
