@@ -20,6 +20,7 @@ from ..stages import get_stage, set_stage
 from .averages import AveragesHook
 from .checkpoint import drop_code
 from .range_check import RangeCheckHook
+from .stage_log import warn_unreached, warn_unrounded
 from .unwrap import refuse_sharding, unwrap
 
 KEYS = ('weight', 'activation', 'rules', 'stages', 'scale_clip', 'execution', 'deploy', 'priority')
@@ -112,6 +113,18 @@ class GDRQHook(AveragesHook):
                 self.projection.attach(optimizer)
         super().before_train(runner)
         self._enter(runner)
+        runner.logger.info("mmgdrq: the training starts in stage '%s'", get_stage(self.model))
+        warn_unreached(runner, self.schedule)
+
+    def before_val_epoch(self, runner) -> None:
+        """Say what is not rounded in this stage."""
+        super().before_val_epoch(runner)
+        warn_unrounded(runner)
+
+    def before_test_epoch(self, runner) -> None:
+        """The same before a test."""
+        super().before_test_epoch(runner)
+        warn_unrounded(runner)
 
     def before_train_iter(self, runner, batch_idx: int, data_batch=None) -> None:
         """Enter a new stage when its time has come."""
