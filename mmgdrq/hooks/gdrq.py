@@ -18,6 +18,7 @@ from ..scale_clip import ScaleClip
 from ..schedule import Schedule
 from ..stages import get_stage, set_stage
 from .averages import AveragesHook
+from .best import forget_best
 from .checkpoint import drop_code
 from .range_check import RangeCheckHook
 from .stage_log import warn_unreached, warn_unrounded
@@ -173,6 +174,7 @@ class GDRQHook(AveragesHook):
         now = runner.epoch if self.schedule.by_epoch else runner.iter
         stage, frozen = self.schedule.stage_at(now), self.schedule.frozen_at(now)
         if stage != get_stage(self.model):
+            forget_best(runner, get_stage(self.model))
             set_stage(self.model, stage)
             runner.logger.info("mmgdrq: stage '%s' begins", stage)
         if frozen and not getattr(self.model, 'gdrq_frozen', False):
