@@ -65,6 +65,8 @@ class GDRQHook(AveragesHook):
     ) -> None:
         for key in unknown:
             raise unknown_key('GDRQHook', key, KEYS)
+        if not isinstance(scale_clip, bool):
+            raise ConfigError(f'GDRQHook: scale_clip={scale_clip!r} is not True or False')
         self.quant = dict(weight=weight, activation=activation, rules=rules)
         self.stages = stages
         self.schedule = Schedule.from_config(stages)
