@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any, Optional
 
+import torch
+from mmengine.logging import MMLogger
 from mmengine.registry import MODELS as MMENGINE_MODELS
 from torch import nn
 
@@ -17,8 +19,10 @@ from .layers import (
     ConvTranspose2d,
     ConvTranspose3d,
     Linear,
+    WeightQuantizer,
     set_execution,
 )
+from .plan_log import log_plan
 from .registry import MODELS
 from .schedule import Schedule
 from .stages import need_leader
@@ -65,4 +69,22 @@ def build_quantized(base_type: str, quant: Optional[Mapping[str, Any]] = None, *
         simulate(built, deploy)
     if execution is not None:
         set_execution(built, **execution)
+    _expect_scale_clip(built)
+    log_plan(built, MMLogger.get_current_instance())
     return built
+
+
+def _expect_scale_clip(model: nn.Module) -> None:
+    """Let ``model`` warn in its first training iteration where nothing is there to clip its weights."""
+    model.gdrq_clipped = not any(isinstance(module, WeightQuantizer) for module in model.modules())
+    model.register_forward_pre_hook(_warn_unclipped)
+
+
+def _warn_unclipped(model: nn.Module, args) -> None:
+    if model.training and torch.is_grad_enabled() and not model.gdrq_clipped:
+        model.gdrq_clipped = True
+        MMLogger.get_current_instance().warning(
+            "mmgdrq: the model is trained without Scale-Clip. Add dict(type='mmgdrq.GDRQHook') to custom_hooks (with "
+            'scale_clip=False if this is meant); in a training loop of your own call '
+            'mmgdrq.ScaleClip(model).attach(optimizer)'
+        )

@@ -19,6 +19,9 @@ class ScaleClip:
     def __init__(self, model: nn.Module) -> None:
         self.model = model
         self.enabled = True
+        for module in model.modules():
+            if hasattr(module, 'gdrq_clipped'):  # the builder's model, which warns without it
+                module.gdrq_clipped = True
 
     def attach(self, optimizer: Optimizer):
         """Project after every ``optimizer.step()`` that really happens; steps that a GradScaler skips and

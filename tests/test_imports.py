@@ -38,8 +38,9 @@ ALLOWED = {
     'schedule': {'errors'},
     'scale_clip': {'quant', 'layers'},
     'convert': {'errors', 'layers', 'policy', 'stages'},
+    'plan_log': {'quant', 'layers', 'policy'},
     'heads': {'registry'},
-    'builder': {'errors', 'layers', 'policy', 'schedule', 'stages', 'convert', 'registry', 'deploy'},
+    'builder': {'errors', 'layers', 'policy', 'schedule', 'stages', 'convert', 'plan_log', 'registry', 'deploy'},
     'analysis': {'quant', 'layers', 'analysis'},
     'deploy': {'errors', 'files', 'quant', 'layers', 'policy', 'stages', 'convert'},
 }

@@ -12,6 +12,7 @@ from ..convert import is_quantized_model, quantize
 from ..deploy import simulate, simulated
 from ..errors import ConfigError, unknown_key
 from ..layers import set_execution
+from ..plan_log import log_plan
 from ..policy import make_plan
 from ..registry import HOOKS
 from ..scale_clip import ScaleClip
@@ -96,7 +97,7 @@ class GDRQHook(AveragesHook):
             runner.logger.info(text, self.deploy, len(results), rounded)
         if self.execution is not None:
             runner.logger.info('mmgdrq: %s', set_execution(model, **self.execution))
-        runner.logger.info('mmgdrq: the quantization plan\n%s', model.gdrq_plan)
+        log_plan(model, runner.logger)
 
     def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
         """Leave out what mmengine would run as code."""
@@ -145,7 +146,7 @@ class GDRQHook(AveragesHook):
             raise ConfigError(
                 f'GDRQHook.{given[0]}: the model is built by mmgdrq.Quantized already; put it into model.quant'
             )
-        model.gdrq_led = True
+        model.gdrq_led = model.gdrq_clipped = True  # or not clipped, as the hook says so
         if self.stages is None:
             self.schedule = getattr(model, 'gdrq_schedule', self.schedule)
         else:
