@@ -4,6 +4,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from .layers import WeightQuantizer, quantized_layers
+from .optimizer_check import check_optimizer, check_quantized
 
 
 class ScaleClip:
@@ -14,9 +15,13 @@ class ScaleClip:
 
     Attributes:
         enabled: whether the projection happens.
+
+    Raises:
+        ConfigError: the model is not quantized.
     """
 
     def __init__(self, model: nn.Module) -> None:
+        check_quantized(model, 'ScaleClip')
         self.model = model
         self.enabled = True
         for module in model.modules():
@@ -29,7 +34,11 @@ class ScaleClip:
 
         Returns:
             A handle; ``handle.remove()`` ends it.
+
+        Raises:
+            ConfigError: it is no optimizer of torch.
         """
+        check_optimizer(self.model, optimizer)
         return optimizer.register_step_post_hook(lambda *_: self())
 
     def __call__(self) -> None:

@@ -36,7 +36,8 @@ ALLOWED = {
     'policy': {'edges', 'quant', 'rules', 'survey'},
     'stages': {'errors', 'layers'},
     'schedule': {'errors'},
-    'scale_clip': {'quant', 'layers'},
+    'optimizer_check': {'errors', 'layers'},
+    'scale_clip': {'layers', 'optimizer_check'},
     'convert': {'errors', 'layers', 'policy', 'stages'},
     'plan_log': {'quant', 'layers', 'policy'},
     'heads': {'registry'},
@@ -57,6 +58,7 @@ TORCH_ONLY = (
     'convert',
     'stages',
     'schedule',
+    'optimizer_check',
     'scale_clip',
 )
 
