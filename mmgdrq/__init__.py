@@ -1,6 +1,6 @@
 """mmgdrq: low-bit quantization-aware training for OpenMMLab models, by config alone."""
 
-from . import compat
+from . import compat, loading
 from .builder import build_quantized
 from .convert import quantize
 from .deploy import fold, load_deployed
@@ -25,6 +25,7 @@ __all__ = [
     'fold',
     'get_stage',
     'load_deployed',
+    'loading',
     'plan',
     'quantize',
     'set_execution',

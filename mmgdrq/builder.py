@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any, Optional
 
+import torch
+from mmengine.logging import MMLogger
 from mmengine.registry import MODELS as MMENGINE_MODELS
 from torch import nn
 
@@ -17,8 +19,10 @@ from .layers import (
     ConvTranspose2d,
     ConvTranspose3d,
     Linear,
+    WeightQuantizer,
     set_execution,
 )
+from .plan_log import log_plan
 from .registry import MODELS
 from .schedule import Schedule
 from .stages import need_leader
@@ -30,7 +34,7 @@ for layer in (Conv1d, Conv2d, Conv3d, ConvTranspose1d, ConvTranspose2d, ConvTran
 
 
 @MODELS.register_module(name='Quantized')
-def build_quantized(base_type: str, quant: Optional[Mapping[str, Any]] = None, **model) -> nn.Module:
+def build_quantized(base_type: Optional[str] = None, quant: Optional[Mapping[str, Any]] = None, **model) -> nn.Module:
     """Build the model ``base_type`` and quantize it.
 
     The result is an instance of ``base_type`` itself, so everything that reads the config or the model
@@ -40,22 +44,26 @@ def build_quantized(base_type: str, quant: Optional[Mapping[str, Any]] = None, *
     ``stages`` that nothing leads through them refuses to train.
 
     Args:
-        base_type: registered name of the float model, such as ``'FasterRCNN'``.
+        base_type: registered name of the float model, such as ``'FasterRCNN'``; it must be given.
         quant: ``weight``, ``activation``, ``rules``, ``stages``, ``execution`` and ``deploy`` as for
             :func:`mmgdrq.quantize` and :class:`mmgdrq.GDRQHook`.
         **model: the other keys of the float model's config.
 
     Raises:
-        ConfigError: an unknown key, or a bad value.
+        ConfigError: an unknown key, a bad value, or a key of ``quant`` beside it.
     """
+    if quant is not None and not isinstance(quant, Mapping):
+        raise ConfigError(f'model.quant: expected a dict such as dict(weight=dict(bits=2)), got {quant!r}')
     quant = dict(quant or {})
     for key in quant:
         if key not in QUANT_KEYS:
             raise unknown_key('model.quant', key, QUANT_KEYS)
     if not isinstance(base_type, str):
-        raise ConfigError(f"model.base_type: expected a name such as 'FasterRCNN', got {base_type!r}")
+        raise ConfigError(
+            f"model.base_type: expected the registered name of the float model, such as 'FasterRCNN', got {base_type!r}"
+        )
     stages, execution, deploy = (quant.pop(key, None) for key in ('stages', 'execution', 'deploy'))
-    built = MMENGINE_MODELS.build({'type': base_type, **model})
+    built = _build_float(base_type, model)
     schedule = Schedule.from_config(stages)
     built.gdrq_schedule = schedule
     quantize(built, **quant, stage=schedule.first, follow_checkpoint=stages is not None)
@@ -65,4 +73,35 @@ def build_quantized(base_type: str, quant: Optional[Mapping[str, Any]] = None, *
         simulate(built, deploy)
     if execution is not None:
         set_execution(built, **execution)
+    _expect_scale_clip(built)
+    log_plan(built, MMLogger.get_current_instance())
     return built
+
+
+def _build_float(base_type: str, config: Mapping[str, Any]) -> nn.Module:
+    try:
+        return MMENGINE_MODELS.build({'type': base_type, **config})
+    except TypeError as error:
+        for key in QUANT_KEYS:
+            if f"unexpected keyword argument '{key}'" in str(error):
+                raise ConfigError(
+                    f'model.{key}: belongs into model.quant: quant=dict({key}=...). Beside it are the keys of '
+                    f'{base_type}, which has no {key}'
+                ) from error
+        raise
+
+
+def _expect_scale_clip(model: nn.Module) -> None:
+    """Let ``model`` warn in its first training iteration where nothing is there to clip its weights."""
+    model.gdrq_clipped = not any(isinstance(module, WeightQuantizer) for module in model.modules())
+    model.register_forward_pre_hook(_warn_unclipped)
+
+
+def _warn_unclipped(model: nn.Module, args) -> None:
+    if model.training and torch.is_grad_enabled() and not model.gdrq_clipped:
+        model.gdrq_clipped = True
+        MMLogger.get_current_instance().warning(
+            "mmgdrq: the model is trained without Scale-Clip. Add dict(type='mmgdrq.GDRQHook') to custom_hooks (with "
+            'scale_clip=False if this is meant); in a training loop of your own call '
+            'mmgdrq.ScaleClip(model).attach(optimizer)'
+        )

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from .layers import WeightQuantizer, quantized_layers
+from .optimizer_check import check_optimizer, check_quantized
 
 
 class ScaleClip:
@@ -18,11 +19,18 @@ class ScaleClip:
 
     Attributes:
         enabled: whether the projection happens.
+
+    Raises:
+        ConfigError: the model is not quantized.
     """
 
     def __init__(self, model: nn.Module) -> None:
+        check_quantized(model, 'ScaleClip')
         self.model = model
         self.enabled = True
+        for module in model.modules():
+            if hasattr(module, 'gdrq_clipped'):  # the builder's model, which warns without it
+                module.gdrq_clipped = True
 
     def attach(self, optimizer: Optimizer):
         """Project the weights of ``optimizer`` after every step of it that really happens; steps that a GradScaler
@@ -32,7 +40,11 @@ class ScaleClip:
 
         Returns:
             A handle; ``handle.remove()`` ends it.
+
+        Raises:
+            ConfigError: it is no optimizer of torch.
         """
+        check_optimizer(self.model, optimizer)
         return optimizer.register_step_post_hook(lambda *_: self._after(optimizer))
 
     def __call__(self) -> None:

@@ -6,6 +6,8 @@ from typing import Any, Optional
 
 from .errors import ConfigError, unknown_key
 
+STAGE_KEYS = ('reshape', 'quantize', 'quantize_activation', 'freeze')
+
 
 @dataclass(frozen=True)
 class Schedule:
@@ -31,7 +33,7 @@ class Schedule:
     by_epoch: bool = True
 
     def __post_init__(self) -> None:
-        for key in ('reshape', 'quantize', 'quantize_activation', 'freeze'):
+        for key in STAGE_KEYS:
             value = getattr(self, key)
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 0):
                 raise ConfigError(f'stages: {key}={value!r} is not a number of epochs or iterations (0, 1, ...)')

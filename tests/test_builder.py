@@ -200,7 +200,6 @@ def test_conv_cfg_of_a_backbone():
         (dict(base_type='ToyModel', quant=dict(rules=[dict(pattern='x', skip=True)])), ('rules',)),
         (dict(base_type=dict(type='ToyModel')), ('base_type',)),
         (dict(base_type='mmgdrq.Quantized', quant={}), ('base_type',)),
-        (dict(), ('base_type',)),
         (dict(base_type='ToyModell'), ('ToyModell',)),
         (dict(base_type='ToyModel', chanels=3), ('chanels',)),
     ],
@@ -210,6 +209,37 @@ def test_wrong_config(model, words):
         MODELS.build(dict(type='mmgdrq.Quantized', **model))
     for word in words:
         assert word in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ('model', 'words'),
+    [
+        (dict(), r"model\.base_type: expected .* such as 'FasterRCNN', got None"),
+        (dict(base_type='ToyModel', quant=2), r'model\.quant: expected a dict'),
+        (dict(base_type='ToyModel', stages=dict(quantize=1)), r'model\.stages: belongs into model\.quant'),
+        (dict(base_type='ToyModel', weight=dict(bits=2), quant=dict()), r'model\.weight: belongs into model\.quant'),
+        (dict(base_type='ToyModel', rules=[]), r'model\.rules: belongs into model\.quant: quant=dict\(rules=\.\.\.\)'),
+    ],
+)
+def test_misplaced_and_missing_keys(model, words):
+    with pytest.raises(ConfigError, match=words):
+        MODELS.build(dict(type='mmgdrq.Quantized', **model))
+
+
+@MODELS.register_module()
+class StagedModel(ToyModel):
+    """A float model with a key of its own that quant has as well."""
+
+    def __init__(self, stages, **settings):
+        super().__init__(**settings)
+        self.stages = stages
+
+
+def test_a_model_keeps_its_own_keys():
+    model = MODELS.build(dict(type='mmgdrq.Quantized', base_type='StagedModel', stages=4))
+    assert model.stages == 4
+    with pytest.raises(TypeError, match='chanels'):
+        MODELS.build(dict(type='mmgdrq.Quantized', base_type='StagedModel', stages=4, chanels=3))
 
 
 def test_quantizing_twice_is_an_error():

@@ -34,13 +34,15 @@ ALLOWED = {
     'survey': {'layers'},
     'training': set(),
     'rules': {'errors', 'quant', 'survey'},
-    'policy': {'edges', 'quant', 'rules', 'survey', 'training'},
+    'policy': {'edges', 'quant', 'layers', 'rules', 'survey', 'training'},
     'stages': {'errors', 'layers'},
     'schedule': {'errors'},
-    'scale_clip': {'quant', 'layers'},
+    'optimizer_check': {'errors', 'layers'},
+    'scale_clip': {'layers', 'optimizer_check'},
     'convert': {'errors', 'layers', 'policy', 'stages'},
+    'plan_log': {'quant', 'layers', 'policy'},
     'heads': {'registry'},
-    'builder': {'errors', 'layers', 'policy', 'schedule', 'stages', 'convert', 'registry', 'deploy'},
+    'builder': {'errors', 'layers', 'policy', 'schedule', 'stages', 'convert', 'plan_log', 'registry', 'deploy'},
     'analysis': {'files', 'quant', 'layers', 'analysis'},
     'deploy': {'errors', 'files', 'quant', 'layers', 'policy', 'stages', 'convert'},
 }
@@ -58,6 +60,7 @@ TORCH_ONLY = (
     'convert',
     'stages',
     'schedule',
+    'optimizer_check',
     'scale_clip',
 )
 

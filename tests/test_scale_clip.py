@@ -1,11 +1,15 @@
 """Scale-Clip of the weights: after real optimizer steps, and only of quantized layers."""
 
+import warnings
+
 import numpy as np
 import pytest
 import torch
+from mmengine.optim import OptimWrapper
 from torch import nn
 
 import mmgdrq
+from mmgdrq.errors import ConfigError
 from tests import reference
 
 
@@ -190,3 +194,76 @@ def test_an_optimizer_of_copies_projects_all_weights():
     optimizer.step()
     changed = {name for name, value in weights(net).items() if not np.array_equal(before[name], value)}
     assert changed == {'0.weight', '2.weight', '4.weight'}
+
+
+# ------------------------------------------------------------------ mistakes
+
+
+def test_a_float_model():
+    with pytest.raises(ConfigError, match=r'ScaleClip: the model is not quantized. Call mmgdrq.quantize'):
+        mmgdrq.ScaleClip(nn.Sequential(nn.Linear(2, 2)))
+
+
+def test_a_model_of_registered_layers():
+    mmgdrq.ScaleClip(nn.Sequential(mmgdrq.Linear(2, 2)))()
+
+
+@pytest.mark.parametrize('make', [lambda optimizer: OptimWrapper(optimizer), lambda optimizer: [optimizer]])
+def test_something_else_than_an_optimizer(make):
+    net = model()
+    optimizer = make(torch.optim.SGD(net.parameters(), 0.1))
+    with pytest.raises(ConfigError, match=r'ScaleClip.attach: expected an optimizer of torch, got (OptimW|list)'):
+        mmgdrq.ScaleClip(net).attach(optimizer)
+
+
+LEARNED = dict(range='learned')
+RANGES = [dict(weight=LEARNED), dict(activation=LEARNED), dict(weight=LEARNED, activation=LEARNED)]
+
+
+def small() -> nn.Module:
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.MultiheadAttention(4, 2), nn.Linear(4, 3))
+
+
+def warnings_of(net, optimizer) -> list[str]:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter('always')
+        mmgdrq.ScaleClip(net).attach(optimizer)
+    return [str(warning.message) for warning in caught]
+
+
+@pytest.mark.parametrize('quant', RANGES)
+def test_an_optimizer_that_was_made_before_the_learned_ranges(quant):
+    net = small()
+    optimizer = torch.optim.SGD(net.parameters(), 0.1)
+    mmgdrq.quantize(net, **quant)
+    (text,) = warnings_of(net, optimizer)
+    assert "does not hold the learned ranges of 6 layers whose weights it trains, such as '0', so they never" in text
+    assert warnings_of(net, torch.optim.SGD(net.parameters(), 0.1)) == [], 'made after them'
+    ranges = [p for name, p in net.named_parameters() if 'quantizer' in name]
+    optimizer.add_param_group(dict(params=ranges, lr=0.01))
+    assert warnings_of(net, optimizer) == []
+
+
+def test_ranges_that_are_not_learned_need_no_optimizer():
+    net = small()
+    optimizer = torch.optim.SGD(net.parameters(), 0.1)
+    mmgdrq.quantize(net)
+    assert warnings_of(net, optimizer) == []
+
+
+def test_ranges_that_were_fixed_on_purpose_are_left_out():
+    net = small()
+    optimizer = torch.optim.SGD(net.parameters(), 0.1)
+    mmgdrq.quantize(net, activation=LEARNED)
+    for name, parameter in net.named_parameters():
+        parameter.requires_grad_('quantizer' not in name)
+    assert warnings_of(net, optimizer) == []
+
+
+def test_an_optimizer_answers_for_the_layers_whose_weights_it_holds():
+    net = small()
+    before = torch.optim.SGD(net[2].parameters(), 0.1)
+    mmgdrq.quantize(net, activation=LEARNED)
+    assert warnings_of(net, torch.optim.SGD(net[0].parameters(), 0.1)) == []
+    (text,) = warnings_of(net, before)
+    assert "of 1 layers whose weights it trains, such as '2'" in text

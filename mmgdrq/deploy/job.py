@@ -17,7 +17,7 @@ from torch import nn
 from ..errors import ConfigError, ExportError
 from .artifact import check_out, load_folded, save_folded, stored_bytes
 from .codes import check_codes, compare_codes
-from .engines import ENGINES, check_engine, open_engine
+from .engines import ENGINES, REFERENCE, check_engine, open_engine
 from .evaluation import evaluate, load_float_model
 from .export import Exported, export
 from .fold import fold
@@ -30,8 +30,6 @@ from .runtime import plug_engine
 from .seams import parts_of
 from .verify import check_blocks, compare_blocks
 
-REFERENCE = 'onnxruntime'
-"""Engine that checks the graphs of profiles whose own engine cannot run here."""
 Run = Callable[[nn.Module], object]
 
 

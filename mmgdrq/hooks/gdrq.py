@@ -12,14 +12,17 @@ from ..convert import is_quantized_model, quantize
 from ..deploy import simulate, simulated
 from ..errors import ConfigError, unknown_key
 from ..layers import set_execution
+from ..plan_log import log_plan
 from ..policy import make_plan
 from ..registry import HOOKS
 from ..scale_clip import ScaleClip
 from ..schedule import Schedule
 from ..stages import get_stage, set_stage
 from .averages import AveragesHook
+from .best import forget_best
 from .checkpoint import drop_code
 from .range_check import RangeCheckHook
+from .stage_log import warn_unreached, warn_unrounded
 from .unwrap import refuse_sharding, unwrap
 
 KEYS = ('weight', 'activation', 'rules', 'stages', 'scale_clip', 'execution', 'deploy', 'priority')
@@ -63,6 +66,8 @@ class GDRQHook(AveragesHook):
     ) -> None:
         for key in unknown:
             raise unknown_key('GDRQHook', key, KEYS)
+        if not isinstance(scale_clip, bool):
+            raise ConfigError(f'GDRQHook: scale_clip={scale_clip!r} is not True or False')
         self.quant = dict(weight=weight, activation=activation, rules=rules)
         self.stages = stages
         self.schedule = Schedule.from_config(stages)
@@ -92,7 +97,7 @@ class GDRQHook(AveragesHook):
             runner.logger.info(text, self.deploy, len(results), rounded)
         if self.execution is not None:
             runner.logger.info('mmgdrq: %s', set_execution(model, **self.execution))
-        runner.logger.info('mmgdrq: the quantization plan\n%s', model.gdrq_plan)
+        log_plan(model, runner.logger)
 
     def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
         """Leave out what mmengine would run as code."""
@@ -112,6 +117,18 @@ class GDRQHook(AveragesHook):
                 self.projection.attach(optimizer)
         super().before_train(runner)
         self._enter(runner)
+        runner.logger.info("mmgdrq: the training starts in stage '%s'", get_stage(self.model))
+        warn_unreached(runner, self.schedule)
+
+    def before_val_epoch(self, runner) -> None:
+        """Say what is not rounded in this stage."""
+        super().before_val_epoch(runner)
+        warn_unrounded(runner)
+
+    def before_test_epoch(self, runner) -> None:
+        """The same before a test."""
+        super().before_test_epoch(runner)
+        warn_unrounded(runner)
 
     def before_train_iter(self, runner, batch_idx: int, data_batch=None) -> None:
         """Enter a new stage when its time has come."""
@@ -129,7 +146,7 @@ class GDRQHook(AveragesHook):
             raise ConfigError(
                 f'GDRQHook.{given[0]}: the model is built by mmgdrq.Quantized already; put it into model.quant'
             )
-        model.gdrq_led = True
+        model.gdrq_led = model.gdrq_clipped = True  # or not clipped, as the hook says so
         if self.stages is None:
             self.schedule = getattr(model, 'gdrq_schedule', self.schedule)
         else:
@@ -160,6 +177,7 @@ class GDRQHook(AveragesHook):
         now = runner.epoch if self.schedule.by_epoch else runner.iter
         stage, frozen = self.schedule.stage_at(now), self.schedule.frozen_at(now)
         if stage != get_stage(self.model):
+            forget_best(runner, get_stage(self.model))
             set_stage(self.model, stage)
             runner.logger.info("mmgdrq: stage '%s' begins", stage)
         if frozen and not getattr(self.model, 'gdrq_frozen', False):

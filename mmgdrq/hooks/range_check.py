@@ -89,7 +89,7 @@ class RangeCheckHook(Hook):
     def _warn(self, runner, name: str, text: str) -> None:
         if (name, text[:8]) not in self.named:
             self.named.add((name, text[:8]))
-            runner.logger.warning("mmgdrq: the input of '%s' %s", name, text)
+            runner.logger.warning(f"mmgdrq: the input of '{name}' {text}")
 
 
 def _quantizers(model: nn.Module) -> Iterator[tuple[str, ActivationQuantizer]]:

@@ -3,6 +3,7 @@
 from ..convert import is_quantized_model
 from ..errors import ConfigError
 from ..layers import manage_registered
+from ..plan_log import log_plan
 from ..registry import HOOKS
 from ..scale_clip import ScaleClip
 from .averages import AveragesHook
@@ -33,6 +34,7 @@ class ScaleClipHook(AveragesHook):
                 'ScaleClipHook: the model has no quantized layer. Use GDRQHook, or build the model with '
                 'mmgdrq.Quantized'
             )
+        log_plan(model, runner.logger)
         super().before_train(runner)
         self.handles = [ScaleClip(model).attach(optimizer) for optimizer in optimizers_of(runner)]
 

@@ -1,6 +1,6 @@
-"""The model inside a distributed wrapper."""
+"""The model inside a distributed wrapper, or inside test-time augmentation."""
 
-from mmengine.model import is_model_wrapper
+from mmengine.model import BaseTTAModel, is_model_wrapper
 from torch import nn
 
 from ..errors import ConfigError
@@ -15,8 +15,10 @@ SHARDING = (
 
 
 def unwrap(model: nn.Module) -> nn.Module:
-    """The model inside a distributed wrapper."""
-    return model.module if is_model_wrapper(model) else model
+    """The model inside its wrappers: those of distributed runs, and test-time augmentation."""
+    while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
+        model = model.module
+    return model
 
 
 def refuse_sharding(model: nn.Module) -> None:

@@ -336,6 +336,12 @@ def test_misspelled_key_of_the_hook(tmp_path):
         toy_runner(tmp_path, hook=dict(weigth=dict(bits=2)))
 
 
+@pytest.mark.parametrize('value', ['no', 'False', 0, None, dict(k=2)])
+def test_scale_clip_is_on_or_off(tmp_path, value):
+    with pytest.raises(ConfigError, match=r'GDRQHook: scale_clip=.* is not True or False'):
+        toy_runner(tmp_path, hook=dict(scale_clip=value))
+
+
 @pytest.mark.parametrize(
     ('hook', 'words'),
     [

@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+from mmengine.model import BaseTTAModel
+from mmengine.registry import MODELS
 from mmengine.runner import Runner
 
 import mmgdrq
@@ -192,6 +194,35 @@ def test_checkpoint_is_evaluated_in_the_stage_it_was_saved_in(tmp_path, epoch, s
     assert rounded != pytest.approx(metric, rel=1e-4), 'without stages the network is quantized'
 
 
+@MODELS.register_module()
+class Augmented(BaseTTAModel):
+    """Test-time augmentation with the image itself alone."""
+
+    def test_step(self, data):
+        return self.module.test_step(data)
+
+    def merge_preds(self, data_samples_list):
+        return data_samples_list
+
+
+@pytest.mark.parametrize(('epoch', 'stage'), [(2, 'reshape'), (5, 'quantize')])
+@pytest.mark.parametrize('builder', [False, True])
+def test_test_time_augmentation(tmp_path, whole, epoch, stage, builder):
+    """The model inside is the quantized one, in the stage of its checkpoint."""
+    checkpoint = f'{whole.work_dir}/epoch_{epoch}.pth'
+    plain = score(tmp_path / 'plain', checkpoint, dict(stages=STAGES))
+    inner = dict(type='ToyModel')
+    if builder:
+        inner = dict(type='mmgdrq.Quantized', base_type='ToyModel', quant=dict(stages=STAGES))
+    model = dict(type='Augmented', module=inner)
+    hooks = [dict(type='mmgdrq.GDRQHook', **({} if builder else dict(stages=STAGES)))]
+    hooks.append(dict(type='mmgdrq.CheckpointFitHook', whole=True))
+    config = only_test(toy_config(tmp_path / 'tta', load_from=checkpoint, model=model, custom_hooks=hooks))
+    runner = Runner.from_cfg(config)
+    assert runner.test()['toy/logits'] == plain
+    assert mmgdrq.get_stage(runner.model.module) == stage
+
+
 # ------------------------------------------------------------------ checkpoints that do not fit
 
 
@@ -242,7 +273,7 @@ def test_checkpoint_of_another_quantization(tmp_path, whole, hook, words, resume
 
 
 def test_quantized_checkpoint_for_a_float_config(tmp_path, whole):
-    """The tools add this hook; without it mmengine only logs the unexpected keys."""
+    """The tools add this hook, which says it before anything is loaded."""
     runner = toy_runner(
         tmp_path,
         load_from=f'{whole.work_dir}/epoch_3.pth',

@@ -329,6 +329,18 @@ def test_an_input_that_turns_negative_later_is_reported(tmp_path):
     assert not runner.model.conv2.activation_quantizer._forward_pre_hooks, 'looks only now and then'
 
 
+def test_every_layer_is_reported(tmp_path):
+    """mmengine's log drops a second warning of the same format string."""
+    runner = toy_runner(tmp_path, 3, dict())
+    hook = next(h for h in runner.hooks if type(h).__name__ == 'GDRQHook')
+    hook.range_check.interval = 2
+    for layer in (runner.model.conv2, runner.model.head):
+        layer.register_forward_pre_hook(lambda m, args: (args[0] - 5 * (runner.iter > 2),))
+    runner.train()
+    for name in ('conv2', 'head'):
+        assert log_of(tmp_path).count(f"the input of '{name}' is negative in") == 1
+
+
 def test_an_input_that_is_not_finite_is_reported(tmp_path):
     runner = toy_runner(tmp_path, 3, dict())
     hook = next(h for h in runner.hooks if type(h).__name__ == 'GDRQHook')

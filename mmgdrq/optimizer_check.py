@@ -1,0 +1,52 @@
+"""Whether an optimizer can train what Scale-Clip is attached to."""
+
+import warnings
+from collections.abc import Iterator
+
+from torch import nn
+from torch.optim import Optimizer
+
+from .errors import ConfigError
+from .layers import quantized_layers
+
+
+def check_quantized(model: nn.Module, what: str) -> None:
+    """Raise where ``model`` has no quantized layer.
+
+    Raises:
+        ConfigError: names the function ``what`` that needs one.
+    """
+    if next(quantized_layers(model), None) is None:
+        raise ConfigError(f'{what}: the model is not quantized. Call mmgdrq.quantize(model, ...) first')
+
+
+def check_optimizer(model: nn.Module, optimizer: Optimizer) -> None:
+    """Warn of learned ranges that ``optimizer`` leaves out, although it trains the weights of their layers.
+
+    Raises:
+        ConfigError: it is no optimizer of torch.
+    """
+    if not isinstance(optimizer, Optimizer):
+        raise ConfigError(
+            f'ScaleClip.attach: expected an optimizer of torch, got {type(optimizer).__name__}. A wrapper of mmengine '
+            'has it as .optimizer'
+        )
+    left_out = list(dict.fromkeys(_left_out(model, optimizer)))
+    if left_out:
+        warnings.warn(
+            f'mmgdrq: the optimizer does not hold the learned ranges of {len(left_out)} layers whose weights it '
+            f"trains, such as '{left_out[0]}', so they never move. Make the optimizer after mmgdrq.quantize, or add "
+            'them with optimizer.add_param_group',
+            stacklevel=3,
+        )
+
+
+def _left_out(model: nn.Module, optimizer: Optimizer) -> Iterator[str]:
+    held = {id(parameter) for group in optimizer.param_groups for parameter in group['params']}
+    for layer in quantized_layers(model):
+        if id(layer.stored_weight()) not in held:
+            continue
+        for quantizer in (layer.weight_quantizer, layer.activation_quantizer):
+            for learned in quantizer.parameters():
+                if learned.requires_grad and id(learned) not in held:
+                    yield quantizer.layer_name
