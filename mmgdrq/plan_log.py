@@ -5,10 +5,7 @@ from dataclasses import replace
 from mmengine.logging import MMLogger
 from torch import nn
 
-from .layers import is_quantized
 from .policy import Plan, PlanRow, make_plan
-from .quant import ActivationSpec, WeightSpec
-from .quant.spec import FLOAT_BITS
 
 
 def log_plan(model: nn.Module, logger: MMLogger) -> None:
@@ -21,13 +18,10 @@ def log_plan(model: nn.Module, logger: MMLogger) -> None:
 
 def registered_plan(model: nn.Module) -> Plan:
     """The plan of a model as it is: what its registered layers are quantized to."""
-    modules = dict(model.named_modules())
-    return Plan(_as_it_is(row, modules[row.name]) for row in make_plan(model))
+    return Plan(map(_as_it_is, make_plan(model)))
 
 
-def _as_it_is(row: PlanRow, layer: nn.Module) -> PlanRow:
-    if not is_quantized(layer):
-        return replace(row, weight=None, activation=None, reason='not registered' if row.quantized else row.reason)
-    weight = getattr(layer.weight_quantizer, 'spec', WeightSpec(bits=FLOAT_BITS))
-    activation = getattr(layer.activation_quantizer, 'spec', ActivationSpec(bits=FLOAT_BITS))
-    return replace(row, weight=weight, activation=activation, reason='registered')
+def _as_it_is(row: PlanRow) -> PlanRow:
+    if row.built:
+        return replace(row, reason='registered')
+    return replace(row, weight=None, activation=None, reason='not registered' if row.quantized else row.reason)

@@ -40,7 +40,7 @@ ALLOWED = {
     'optimizer_check': {'errors', 'layers'},
     'scale_clip': {'layers', 'optimizer_check'},
     'convert': {'errors', 'layers', 'policy', 'stages'},
-    'plan_log': {'quant', 'layers', 'policy'},
+    'plan_log': {'policy'},
     'heads': {'registry'},
     'builder': {'errors', 'layers', 'policy', 'schedule', 'stages', 'convert', 'plan_log', 'registry', 'deploy'},
     'analysis': {'files', 'quant', 'layers', 'analysis'},

@@ -57,6 +57,12 @@ def analyze(model: nn.Module, run: Optional[Callable[[nn.Module], None]] = None)
     return [_report(name, layer, samples.get(name)) for name, layer in layers.items()]
 
 
+LEGEND = (
+    'loss: mean |x - q(x)| / mean |x| at the range in use; best: at the best range; gap: distance of the magnitudes to '
+    'a uniform distribution. Lower is better; what to do about a bad layer: docs/usage.md'
+)
+
+
 def format_table(reports: list[LayerReport]) -> str:
     """The reports as a table, and the means over the layers."""
     head = ('layer', 'bits', 'weight loss', 'best', 'gap', 'input loss', 'best', 'gap')
@@ -65,7 +71,7 @@ def format_table(reports: list[LayerReport]) -> str:
     rows.append(('mean', '', *(_number(_mean([v for v in column if v is not None])) for column in columns)))
     widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
     lines = ['  '.join(cell.ljust(w) for cell, w in zip(row, widths)).rstrip() for row in [head, *rows]]
-    return '\n'.join([lines[0], '  '.join('-' * w for w in widths), *lines[1:]])
+    return '\n'.join([lines[0], '  '.join('-' * w for w in widths), *lines[1:], LEGEND])
 
 
 def _report(name: str, layer: nn.Module, sample: Optional[Tensor]) -> LayerReport:

@@ -66,8 +66,9 @@ def test_inputs_are_seen_and_the_model_is_left_alone(model):
 
 def test_table_has_a_line_for_every_layer_and_the_mean(model):
     lines = format_table(analyze(model)).splitlines()
-    assert len(lines) == 2 + 3 + 1
-    assert lines[-1].startswith('mean')
+    assert len(lines) == 2 + 3 + 1 + 1
+    assert lines[-2].startswith('mean')
+    assert 'Lower is better' in lines[-1]
 
 
 def test_picture(model, tmp_path):
