@@ -37,6 +37,8 @@ def read_manifest(path: PathLike) -> dict[str, Any]:
         CheckpointError: it is missing, not readable, altered, of another format or of another version.
     """
     file = Path(path) / MANIFEST
+    if not Path(path).exists():
+        raise CheckpointError(f'{path}: does not exist; expected the directory of a deployed model')
     try:
         manifest = _read(file)
     except (OSError, RecursionError, ValueError) as error:

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from ..errors import CheckpointError, InputError
+from ..errors import CheckpointError, ExportError, InputError
 from .building import build_model, model_config, quantize_as_trained
 from .config_text import parse_config, registered_names_only
-from .engines import check_engine, open_engine
+from .engines import ENGINES, check_engine, open_engine
 from .manifest import PathLike, check_file, read_manifest
 from .pipeline import Image, make_pipeline
 from .seams import parts_of
@@ -148,10 +148,17 @@ def load_deployed(path: PathLike, engine: str = 'onnxruntime', threads: int = 0)
 
     from .artifact import CONFIG, load_folded, read_config
 
+    if engine not in ('torch', *ENGINES):
+        raise ExportError(f'engine {engine!r} is unknown. Expected {", ".join(ENGINES)} or torch')
     if engine != 'torch':
         check_engine(engine)
     path = Path(path)
     cfg = Config(parse_config(read_config(path), str(path / CONFIG)))
+    if 'model' not in cfg:
+        raise CheckpointError(
+            f'{path / CONFIG}: has no model, as save_folded(..., config) got none. Build and quantize the model '
+            'yourself, and load it with mmgdrq.deploy.load_folded(model, path)'
+        )
     init_default_scope(_known_scope(path / CONFIG, cfg.get('default_scope', 'mmengine')))
     with registered_names_only(path / CONFIG):
         with torch.no_grad():

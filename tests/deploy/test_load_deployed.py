@@ -7,6 +7,7 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
+from torch import nn
 
 import mmgdrq
 from mmgdrq.deploy import save_folded
@@ -132,10 +133,17 @@ def test_an_array_is_what_its_file_is(deployed):
 
 def test_errors(deployed, tmp_path, monkeypatch):
     _, path, image = deployed
-    with pytest.raises(ExportError, match=r"engine 'tensorflow' is unknown\. Expected one of onnxruntime, openvino"):
+    with pytest.raises(ExportError, match=r"engine 'tensorflow' is unknown\. Expected onnxruntime, openvino or torch"):
         mmgdrq.load_deployed(path, engine='tensorflow')
-    with pytest.raises(CheckpointError, match='cannot be read as the manifest'):
+    with pytest.raises(CheckpointError, match='nowhere: does not exist'):
         mmgdrq.load_deployed(tmp_path / 'nowhere')
+    with pytest.raises(CheckpointError, match='cannot be read as the manifest'):
+        mmgdrq.load_deployed(tmp_path)
+    net = mmgdrq.quantize(nn.Sequential(nn.Conv2d(3, 4, 3))).train()
+    net(torch.rand(1, 3, 6, 6))
+    save_folded(mmgdrq.fold(net.eval()), tmp_path / 'plain')
+    with pytest.raises(CheckpointError, match=r'has no model.*load_folded'):
+        mmgdrq.load_deployed(tmp_path / 'plain', engine='torch')
     monkeypatch.setitem(sys.modules, 'openvino', None)
     with pytest.raises(ExportError, match='pip install openvino'):
         mmgdrq.load_deployed(path, engine='openvino')
