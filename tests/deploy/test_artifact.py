@@ -314,4 +314,4 @@ def test_a_model_with_other_quantized_layers(deployed):
 def test_a_file_in_place_of_the_directory(tmp_path):
     (tmp_path / 'file').write_text('x')
     assert_refused(tmp_path / 'file', 'manifest')
-    assert_refused(tmp_path / 'nowhere', 'manifest')
+    assert_refused(tmp_path / 'nowhere', 'does not exist')
