@@ -40,7 +40,7 @@ class GraphReport:
         if self.different:
             different += f' (values at most {self.distance:.0e} steps from a tie)'
         kernels = 'not run' if self.integer is None else f'{self.integer} integer and {self.floating} float kernels'
-        return f'{self.engine} {self.part}: {kernels} for {self.blocks} quantized layers, {different}{timed}'
+        return f'{self.engine} {self.part}: {kernels} for {self.blocks} calls of quantized layers, {different}{timed}'
 
 
 @dataclass(frozen=True)
