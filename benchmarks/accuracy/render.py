@@ -47,8 +47,8 @@ INTRODUCTION = """# Measured accuracy
 
 Everything here is rendered by `python benchmarks/accuracy/render.py` from the runs in
 `benchmarks/accuracy/results/`; each run says its commit, day and machine. The budgets are those of a CPU: minutes a
-row, all rows of a seed from the same float weights, with the same schedule. They compare rules; they are not the accuracy
-that a full training reaches. The image layer and the prediction layers have 8 bits in every row."""
+row, all rows of a seed from the same float weights, with the same schedule. They compare rules; they are not the
+accuracy that a full training reaches. The image layer and the prediction layers have 8 bits in every row."""
 
 
 DISCUSSION = """What the rows say, as far as their seeds go:
