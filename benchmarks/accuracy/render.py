@@ -58,7 +58,7 @@ DISCUSSION = """What the rows say, as far as their seeds go:
   the one with float weights. ResNet-20 and FCN have 16 to 128 channels, so that few products average an error out;
   ResNet-50 and VGG-11, with more of them, lose least. Six times the steps halve the loss of ResNet-20, at 4 bits as
   well; four times the epochs do not help FCN, whose float model goes on learning as fast. PSPNet, with twice the
-  channels and from a float model that hardly gains any more, loses less, on two seeds.
+  channels and from a float model that hardly gains any more, loses less.
 - **The threshold of the inputs** decides next: the paper's mean with too small a k loses most of all rules, and the
   Lehmer rule needs no tuning. Learned input ranges (`range='learned'`, by the builder) are about as good, and better by
   more than a point in RetinaNet, whose head has no BN and is shared over levels; so the RetinaNet configs with W2A4
