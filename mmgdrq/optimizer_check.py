@@ -20,6 +20,11 @@ def check_quantized(model: nn.Module, what: str) -> None:
         raise ConfigError(f'{what}: the model is not quantized. Call mmgdrq.quantize(model, ...) first')
 
 
+def held_by(optimizer: Optimizer) -> set[int]:
+    """The ``id`` of every parameter that an optimizer trains."""
+    return {id(parameter) for group in optimizer.param_groups for parameter in group['params']}
+
+
 def check_optimizer(model: nn.Module, optimizer: Optimizer) -> None:
     """Warn of learned ranges that ``optimizer`` leaves out, although it trains the weights of their layers.
 
@@ -42,7 +47,7 @@ def check_optimizer(model: nn.Module, optimizer: Optimizer) -> None:
 
 
 def _left_out(model: nn.Module, optimizer: Optimizer) -> Iterator[str]:
-    held = {id(parameter) for group in optimizer.param_groups for parameter in group['params']}
+    held = held_by(optimizer)
     for layer in quantized_layers(model):
         if id(layer.stored_weight()) not in held:
             continue

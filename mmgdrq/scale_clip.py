@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from .layers import WeightQuantizer, quantized_layers
-from .optimizer_check import check_optimizer, check_quantized
+from .optimizer_check import check_optimizer, check_quantized, held_by
 
 
 class ScaleClip:
@@ -59,7 +59,7 @@ class ScaleClip:
                     yield layer
 
     def _after(self, optimizer: Optimizer) -> None:
-        held = {id(parameter) for group in optimizer.param_groups for parameter in group['params']}
+        held = held_by(optimizer)
         if held.isdisjoint(map(id, self.model.parameters())):
             return self()
         # a fused optimizer decides on the device whether a GradScaler's step is skipped
