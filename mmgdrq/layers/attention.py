@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from ..errors import QuantizationError
 from ..quant import ActivationSpec, WeightSpec, scale_clip_
-from .base import ActivationConfig, QuantizedLayer, WeightConfig, attach_quantizers, is_quantized, quantize_layer
+from .base import ActivationConfig, QuantizedLayer, WeightConfig, is_quantized, quantize_layer
 
 PROJECTIONS = ('q_proj', 'k_proj', 'v_proj')
 """The quantized parts of a ``MultiheadAttention``, beside its ``out_proj``."""
@@ -23,7 +23,7 @@ class Projection(QuantizedLayer, nn.Module):
     """
 
     def __init__(self, owner: nn.MultiheadAttention, index: int) -> None:
-        super().__init__()
+        nn.Module.__init__(self)  # the quantizers follow, in `attach`: they need the owner's weight
         self.owner = (owner,)  # in a tuple: not a child module
         self.index = index
 
@@ -60,7 +60,7 @@ class MultiheadAttention(nn.MultiheadAttention):
         """Add the three projections with their quantizers; ``out_proj`` is a layer of its own."""
         for index, part in enumerate(PROJECTIONS):
             projection = Projection(self, index)
-            attach_quantizers(projection, weight, activation, f'{name}.{part}')
+            projection.attach(weight, activation, f'{name}.{part}')
             self.add_module(part, projection)
 
     def forward(

@@ -29,8 +29,12 @@ class QuantizedLayer:
     folds_as: Optional[str] = None
     has_one_weight: bool = True
 
-    def attach(self, weight: WeightConfig, activation: ActivationConfig, name: str) -> None:
-        """Add the quantizers; called once, when a float layer becomes a quantized one."""
+    def __init__(self, *args, weight: WeightConfig = None, activation: ActivationConfig = None, **kwargs) -> None:
+        super().__init__(*args, **kwargs)
+        self.attach(weight, activation)
+
+    def attach(self, weight: WeightConfig, activation: ActivationConfig, name: str = '') -> None:
+        """Add the quantizers; called once, when the layer is made or a float layer becomes a quantized one."""
         attach_quantizers(self, weight, activation, name)
 
     def filters(self) -> Tensor:

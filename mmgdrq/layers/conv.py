@@ -3,7 +3,7 @@
 from torch import Tensor, nn
 
 from ..quant import conv2d
-from .base import ActivationConfig, QuantizedLayer, WeightConfig, attach_quantizers, operands
+from .base import QuantizedLayer, operands
 
 
 class Conv2d(QuantizedLayer, nn.Conv2d):
@@ -23,10 +23,6 @@ class Conv2d(QuantizedLayer, nn.Conv2d):
 
     one_byte = True
     folds_as = 'conv'
-
-    def __init__(self, *args, weight: WeightConfig = None, activation: ActivationConfig = None, **kwargs) -> None:
-        super().__init__(*args, **kwargs)
-        attach_quantizers(self, weight, activation)
 
     def forward(self, input: Tensor) -> Tensor:
         if input.dim() != 4 or self.padding_mode != 'zeros' or isinstance(self.padding, str):

@@ -2,14 +2,10 @@
 
 from torch import Tensor, nn
 
-from .base import ActivationConfig, QuantizedLayer, WeightConfig, attach_quantizers
+from .base import QuantizedLayer
 
 
 class _ConvNd(QuantizedLayer):
-    def __init__(self, *args, weight: WeightConfig = None, activation: ActivationConfig = None, **kwargs) -> None:
-        super().__init__(*args, **kwargs)
-        attach_quantizers(self, weight, activation)
-
     def forward(self, input: Tensor) -> Tensor:
         weight = self.weight_quantizer(self.filters())
         return self._conv_forward(self.activation_quantizer(input), weight, self.bias)

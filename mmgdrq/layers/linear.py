@@ -3,7 +3,7 @@
 from torch import Tensor, nn
 
 from ..quant import linear
-from .base import ActivationConfig, QuantizedLayer, WeightConfig, attach_quantizers, operands
+from .base import QuantizedLayer, operands
 
 
 class Linear(QuantizedLayer, nn.Linear):
@@ -23,10 +23,6 @@ class Linear(QuantizedLayer, nn.Linear):
 
     one_byte = True
     folds_as = 'linear'
-
-    def __init__(self, *args, weight: WeightConfig = None, activation: ActivationConfig = None, **kwargs) -> None:
-        super().__init__(*args, **kwargs)
-        attach_quantizers(self, weight, activation)
 
     def forward(self, input: Tensor) -> Tensor:
         return linear(input, self.weight, self.bias, *operands(self, input))

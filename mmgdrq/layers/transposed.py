@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..quant import scale_clip_
-from .base import ActivationConfig, QuantizedLayer, WeightConfig, attach_quantizers
+from .base import QuantizedLayer
 
 OPERATIONS = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
 """Number of spatial dimensions -> the operation."""
@@ -25,10 +25,6 @@ def filters_first(weight: Tensor, groups: int) -> Tensor:
 
 class _ConvTranspose(QuantizedLayer):
     """One range a group of output filters, as for an ordinary convolution."""
-
-    def __init__(self, *args, weight: WeightConfig = None, activation: ActivationConfig = None, **kwargs) -> None:
-        super().__init__(*args, **kwargs)
-        attach_quantizers(self, weight, activation)
 
     def filters(self) -> Tensor:
         return filters_first(self.weight, self.groups)
