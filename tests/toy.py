@@ -3,6 +3,7 @@
 from itertools import count
 from typing import Any, Optional
 
+import pytest
 import torch
 import torch.nn.functional as F
 from mmengine.config import Config
@@ -14,10 +15,14 @@ from mmengine.runner import Runner
 from torch import nn
 from torch.utils.data import Dataset
 
-import mmgdrq  # noqa: F401 (registers its hooks)
+import mmgdrq
+from mmgdrq.errors import MMGDRQError
 
 CLASSES = 4
 BATCH = 4
+ITERS = 3
+"""Iterations an epoch."""
+
 _number = count()
 
 
@@ -159,3 +164,26 @@ def thresholds(model: nn.Module) -> dict[str, float]:
         for name, module in model.named_modules()
         if hasattr(module, 'activation_quantizer') and hasattr(module.activation_quantizer, 'threshold')
     }
+
+
+def error_of(runner) -> MMGDRQError:
+    """The error that ends ``runner.train()``."""
+    with pytest.raises(MMGDRQError) as caught:
+        runner.train()
+    return caught.value
+
+
+def stage_now(runner) -> str:
+    return mmgdrq.get_stage(runner.model)
+
+
+def weights(runner) -> dict:
+    return {name: p.detach().clone() for name, p in runner.model.named_parameters()}
+
+
+def unequal(a: dict, b: dict) -> list:
+    return [key for key in a if not torch.equal(torch.as_tensor(a[key]), torch.as_tensor(b[key]))]
+
+
+def by_iterations(count: int) -> dict:
+    return dict(type='IterBasedTrainLoop', max_iters=count, val_interval=100)
