@@ -76,6 +76,11 @@ def _check_heads(model: nn.Module) -> None:
         raise ExportError(
             f'export: {kind} has a mask_head beside its bbox_head, which gets more than tensors. {IN_TORCH}'
         )
+    if getattr(getattr(model, 'roi_head', None), 'mask_info_flow', False):
+        raise ExportError(
+            f'export: each mask_head of {kind} gets the features of the one before it as well; a graph takes one '
+            f'tensor. {IN_TORCH}. mask_info_flow=False of the roi_head trains a model without them'
+        )
 
 
 def _with_head(model: nn.Module, attribute: str) -> Part:

@@ -1,7 +1,11 @@
 """Where the parts of a model begin and end, and which models are refused."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
+from mmengine.hub import get_config
+from mmengine.registry import MODELS, init_default_scope
 from torch import nn
 
 import mmgdrq
@@ -148,3 +152,15 @@ def test_simulation_says_what_does_not_run():
     model = mmgdrq.quantize(WithSamples(NeedsMore()))
     with pytest.raises(ExportError, match='WithSamples does not run on made-up images'):
         mmgdrq.deploy.simulate(model)
+
+
+@pytest.mark.parametrize('flow', [True, False])
+def test_mask_heads_that_get_features_of_one_another_are_refused(flow):
+    pytest.importorskip('mmdet', reason='mmdet is not installed')
+    config = get_config('mmdet::htc/htc-without-semantic_r50_fpn_1x_coco.py')
+    config.model.roi_head.mask_info_flow = flow
+    init_default_scope('mmdet')
+    model = MODELS.build(config.model)
+    refused = pytest.raises(ExportError, match='each mask_head of HybridTaskCascade gets the features of the one')
+    with refused if flow else nullcontext():
+        parts_of(model)
