@@ -1,7 +1,7 @@
 """Whether an optimizer can train what Scale-Clip is attached to."""
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from torch import nn
 from torch.optim import Optimizer
@@ -25,8 +25,8 @@ def held_by(optimizer: Optimizer) -> set[int]:
     return {id(parameter) for group in optimizer.param_groups for parameter in group['params']}
 
 
-def check_optimizer(model: nn.Module, optimizer: Optimizer) -> None:
-    """Warn of learned ranges that ``optimizer`` leaves out, although it trains the weights of their layers.
+def check_optimizer(optimizer: Optimizer) -> None:
+    """Raise where ``optimizer`` is none of torch.
 
     Raises:
         ConfigError: it is no optimizer of torch.
@@ -36,18 +36,22 @@ def check_optimizer(model: nn.Module, optimizer: Optimizer) -> None:
             f'ScaleClip.attach: expected an optimizer of torch, got {type(optimizer).__name__}. A wrapper of mmengine '
             'has it as .optimizer'
         )
-    left_out = list(dict.fromkeys(_left_out(model, optimizer)))
+
+
+def warn_left_out(model: nn.Module, optimizers: Iterable[Optimizer]) -> None:
+    """Warn of learned ranges that none of ``optimizers`` holds, although one trains the weights of their layers."""
+    held = set().union(*map(held_by, optimizers))
+    left_out = list(dict.fromkeys(_left_out(model, held)))
     if left_out:
         warnings.warn(
-            f'mmgdrq: the optimizer does not hold the learned ranges of {len(left_out)} layers whose weights it '
-            f"trains, such as '{left_out[0]}', so they never move. Make the optimizer after mmgdrq.quantize, or add "
-            'them with optimizer.add_param_group',
-            stacklevel=3,
+            f'mmgdrq: no optimizer holds the learned ranges of {len(left_out)} layers whose weights are trained, such '
+            f"as '{left_out[0]}', so they never move. Make the optimizer after mmgdrq.quantize, or add them with "
+            'optimizer.add_param_group',
+            stacklevel=2,
         )
 
 
-def _left_out(model: nn.Module, optimizer: Optimizer) -> Iterator[str]:
-    held = held_by(optimizer)
+def _left_out(model: nn.Module, held: set[int]) -> Iterator[str]:
     for layer in quantized_layers(model):
         if id(layer.stored_weight()) not in held:
             continue

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from .layers import WeightQuantizer, quantized_layers
-from .optimizer_check import check_optimizer, check_quantized, held_by
+from .optimizer_check import check_optimizer, check_quantized, held_by, warn_left_out
 
 
 class ScaleClip:
@@ -28,6 +28,7 @@ class ScaleClip:
         check_quantized(model, 'ScaleClip')
         self.model = model
         self.enabled = True
+        self._unchecked: list[Optimizer] = []
         for module in model.modules():
             if hasattr(module, 'gdrq_clipped'):  # the builder's model, which warns without it
                 module.gdrq_clipped = True
@@ -44,7 +45,8 @@ class ScaleClip:
         Raises:
             ConfigError: it is no optimizer of torch.
         """
-        check_optimizer(self.model, optimizer)
+        check_optimizer(optimizer)
+        self._unchecked.append(optimizer)
         return optimizer.register_step_post_hook(lambda *_: self._after(optimizer))
 
     def __call__(self) -> None:
@@ -59,6 +61,9 @@ class ScaleClip:
                     yield layer
 
     def _after(self, optimizer: Optimizer) -> None:
+        if self._unchecked:  # all of them are attached by now
+            warn_left_out(self.model, self._unchecked)
+            self._unchecked = []
         held = held_by(optimizer)
         if held.isdisjoint(map(id, self.model.parameters())):
             return self()

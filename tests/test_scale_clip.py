@@ -224,10 +224,16 @@ def small() -> nn.Module:
     return nn.Sequential(nn.Conv2d(3, 4, 3), nn.MultiheadAttention(4, 2), nn.Linear(4, 3))
 
 
-def warnings_of(net, optimizer) -> list[str]:
+def warnings_of(net, *optimizers) -> list[str]:
+    clip = mmgdrq.ScaleClip(net)
+    handles = [clip.attach(optimizer) for optimizer in optimizers]
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter('always')
-        mmgdrq.ScaleClip(net).attach(optimizer)
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.step()
+    for handle in handles:
+        handle.remove()
     return [str(warning.message) for warning in caught]
 
 
@@ -237,7 +243,10 @@ def test_an_optimizer_that_was_made_before_the_learned_ranges(quant):
     optimizer = torch.optim.SGD(net.parameters(), 0.1)
     mmgdrq.quantize(net, **quant)
     (text,) = warnings_of(net, optimizer)
-    assert "does not hold the learned ranges of 6 layers whose weights it trains, such as '0', so they never" in text
+    assert (
+        "no optimizer holds the learned ranges of 6 layers whose weights are trained, such as '0', so they never"
+        in text
+    )
     assert warnings_of(net, torch.optim.SGD(net.parameters(), 0.1)) == [], 'made after them'
     ranges = [p for name, p in net.named_parameters() if 'quantizer' in name]
     optimizer.add_param_group(dict(params=ranges, lr=0.01))
@@ -266,4 +275,13 @@ def test_an_optimizer_answers_for_the_layers_whose_weights_it_holds():
     mmgdrq.quantize(net, activation=LEARNED)
     assert warnings_of(net, torch.optim.SGD(net[0].parameters(), 0.1)) == []
     (text,) = warnings_of(net, before)
-    assert "of 1 layers whose weights it trains, such as '2'" in text
+    assert "of 1 layers whose weights are trained, such as '2'" in text
+
+
+def test_one_optimizer_may_hold_the_weights_and_another_the_ranges():
+    net = mmgdrq.quantize(small(), activation=LEARNED)
+    named = list(net.named_parameters())
+    weights = torch.optim.SGD([p for name, p in named if 'quantizer' not in name], 0.1)
+    ranges = torch.optim.Adam([p for name, p in named if 'quantizer' in name], 0.1)
+    assert warnings_of(net, weights, ranges) == warnings_of(net, ranges, weights) == []
+    assert len(warnings_of(net, weights)) == 1
