@@ -74,7 +74,6 @@ def build_quantized(base_type: Optional[str] = None, quant: Optional[Mapping[str
     if execution is not None:
         set_execution(built, **execution)
     _expect_scale_clip(built)
-    log_plan(built, MMLogger.get_current_instance())
     return built
 
 
@@ -83,7 +82,7 @@ def _build_float(base_type: str, config: Mapping[str, Any]) -> nn.Module:
         return MMENGINE_MODELS.build({'type': base_type, **config})
     except TypeError as error:
         for key in QUANT_KEYS:
-            if f"unexpected keyword argument '{key}'" in str(error):
+            if key in config and f"unexpected keyword argument '{key}'" in str(error):
                 raise ConfigError(
                     f'model.{key}: belongs into model.quant: quant=dict({key}=...). Beside it are the keys of '
                     f'{base_type}, which has no {key}'
@@ -92,15 +91,19 @@ def _build_float(base_type: str, config: Mapping[str, Any]) -> nn.Module:
 
 
 def _expect_scale_clip(model: nn.Module) -> None:
-    """Let ``model`` warn in its first training iteration where nothing is there to clip its weights."""
+    """Let ``model`` log its plan when it begins to train, and warn where nothing is there to clip its weights."""
     model.gdrq_clipped = not any(isinstance(module, WeightQuantizer) for module in model.modules())
-    model.register_forward_pre_hook(_warn_unclipped)
+    model.register_forward_pre_hook(_at_the_first_training)
 
 
-def _warn_unclipped(model: nn.Module, args) -> None:
-    if model.training and torch.is_grad_enabled() and not model.gdrq_clipped:
+def _at_the_first_training(model: nn.Module, args) -> None:
+    if not model.training or not torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return
+    logger = MMLogger.get_current_instance()
+    log_plan(model, logger)
+    if not model.gdrq_clipped:
         model.gdrq_clipped = True
-        MMLogger.get_current_instance().warning(
+        logger.warning(
             "mmgdrq: the model is trained without Scale-Clip. Add dict(type='mmgdrq.GDRQHook') to custom_hooks (with "
             'scale_clip=False if this is meant); in a training loop of your own call '
             'mmgdrq.ScaleClip(model).attach(optimizer)'

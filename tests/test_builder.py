@@ -242,6 +242,19 @@ def test_a_model_keeps_its_own_keys():
         MODELS.build(dict(type='mmgdrq.Quantized', base_type='StagedModel', stages=4, chanels=3))
 
 
+@MODELS.register_module()
+class WithPart(ToyModel):
+    def __init__(self, part):
+        super().__init__()
+        self.part = MODELS.build(part)
+
+
+def test_a_wrong_key_of_a_part_is_not_taken_for_one_of_the_model():
+    part = dict(type='ToyModel', activation='relu')
+    with pytest.raises(TypeError, match=r"unexpected keyword argument 'activation'"):
+        MODELS.build(dict(type='mmgdrq.Quantized', base_type='WithPart', part=part))
+
+
 def test_quantizing_twice_is_an_error():
     model = MODELS.build(dict(type='mmgdrq.Quantized', base_type='ToyModel'))
     with pytest.raises(ConfigError, match='already'):
