@@ -18,7 +18,7 @@ from .errors import CheckpointError
 from .hooks.unwrap import unwrap
 from .stages import BUFFER
 
-_QUANTIZER = re.compile(r'(.*?)\.?\b(?:weight|activation)_quantizer\b')
+_QUANTIZER = re.compile(r'(.*?)\.?\b(?:weight|activation)_quantizer(?=\.format$)')
 
 
 def check_quantized_as(model: nn.Module, state: Mapping[str, Any]) -> None:

@@ -81,6 +81,20 @@ def test_what_the_message_says_loads_it(trained, tmp_path):
             assert torch.equal(model.eval()(images), expected(images))
 
 
+class OwnQuantizer(nn.Module):
+    """Another project's quantized layer, with our name for its part."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.weight_quantizer = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
+
+
+def test_quantizers_of_others_load_as_before():
+    net, other = (nn.Sequential(OwnQuantizer()) for _ in range(2))
+    checkpoint.load_state_dict(other, net.state_dict(), strict=True)
+    assert torch.equal(other[0].conv.weight, net[0].conv.weight)
+
+
 def test_float_checkpoints_load_as_before(tmp_path):
     model = ToyModel()
     torch.save(dict(state_dict=model.state_dict()), tmp_path / 'float.pth')
