@@ -89,9 +89,9 @@ def _last_of_each(group: re.Pattern, names: Iterable[str]) -> list[str]:
 def frozen_layers(layers: Layers) -> list[str]:
     """The layers whose weights are not trained, in a model that trains others.
 
-    A network beside one with the same layers follows it, as the teacher of mmdet's semi-supervised detectors does,
-    which is also the one that is evaluated: its layers count as frozen only where those of the other are. Layers are
-    the same by name, class and shapes; the stages of a ResNet have equal names, but other shapes.
+    A whole network, from the image on, beside one with the same layers follows it, as the teacher of mmdet's
+    semi-supervised detectors does, which is also the one that is evaluated: its layers count as frozen only where
+    those of the other are. Layers are the same by name, class and shapes.
     """
     trained = {name for name, layer in layers.items() if _trained(layer)}
     networks: dict[str, dict[str, tuple]] = {}
@@ -99,8 +99,9 @@ def frozen_layers(layers: Layers) -> list[str]:
         network, _, rest = name.partition('.')
         networks.setdefault(network, {})[rest] = type(layer), [p.shape for p in layer.parameters()]
     leaders = {name.partition('.')[0] for name in trained}
+    followers = {name.partition('.')[0] for name in image_layers(layers)} - leaders
     for leader in leaders:
-        for follower in set(networks) - leaders:
+        for follower in followers:
             if networks[follower] == networks[leader]:
                 rests = [rest for rest in networks[leader] if f'{leader}.{rest}' in trained]
                 trained |= {f'{follower}.{rest}' for rest in rests}

@@ -12,7 +12,7 @@ def in_training(model: nn.Module) -> Iterator[None]:
 
     Many backbones freeze their stages there and not when they are built. Put back are the ``requires_grad`` of
     all parameters and the mode of all modules; attributes that ``train`` adds or removes (LeViT holds a cache so)
-    go or come back.
+    go or come back. What else a ``train`` of a model's own does, it has to undo in ``train(False)``.
 
     >>> model = nn.Sequential(nn.BatchNorm2d(3)).eval()
     >>> with in_training(model):
@@ -23,11 +23,15 @@ def in_training(model: nn.Module) -> Iterator[None]:
     if not any(_trains_its_own_way(module) for module in model.modules()):
         yield
         return
+    was_training = model.training
     modules = [(module, module.training, dict(vars(module))) for module in model.modules()]
     trained = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     try:
         model.train(True)
-        yield
+        try:
+            yield
+        finally:
+            model.train(was_training)
     finally:
         for module, training, attributes in modules:
             _put_back(module, attributes)

@@ -200,6 +200,15 @@ def test_a_frozen_stage_beside_stages_with_its_layer_names_is_no_teacher():
     assert at_eight(net) == {'conv1', 'layer1.0', 'layer1.1', 'layer2.0', 'layer2.1', 'fc'}
 
 
+def test_a_frozen_block_beside_an_equal_one_is_no_teacher():
+    def block():
+        return nn.Sequential(conv(8, 8), nn.BatchNorm2d(8), nn.ReLU(), conv(8, 8))
+
+    net = tree(stem=conv(3, 8), block1=block(), block2=block(), fc=nn.Linear(8, 2))
+    net.block1.requires_grad_(False)
+    assert at_eight(net) == {'stem', 'block1.0', 'block1.3', 'fc'}
+
+
 def test_only_the_first_layer_is_an_edge_where_the_input_is_no_image():
     model = tree(
         backbone=tree(conv1=conv(16, 16), layer1=nn.Sequential(conv(16, 16), conv(16, 16))),

@@ -95,6 +95,19 @@ def test_a_plan_leaves_the_model_as_it_is(ready, wrap):
     assert {name.rpartition('stages')[2] for name in frozen(plan)} == {'.1.0'}
 
 
+def test_what_a_model_does_in_train_it_may_undo():
+    class Merging(Net):
+        def train(self, mode=True):
+            self.merged = not mode
+            return super().train(mode)
+
+    model = Merging().eval()
+    mmgdrq.plan(model)
+    assert model.merged
+    mmgdrq.plan(model.train())
+    assert not model.merged
+
+
 def test_modes_of_single_modules_come_back():
     model = Net()
     model.head.eval()
