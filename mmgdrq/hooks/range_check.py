@@ -56,11 +56,12 @@ class RangeCheckHook(Hook):
         counts = torch.stack([*self.seen.values()]).tolist() if self.seen else []
         for name, (negative, count, strange) in zip(self.seen, counts):
             if strange:
-                self._warn(runner, name, 'holds NaN or Inf; its threshold stays where it is')
+                self._warn(runner, name, 'not finite', 'holds NaN or Inf; its threshold stays where it is')
             elif not bool(quantizers[name].signed) and negative > SHARE * count:
                 self._warn(
                     runner,
                     name,
+                    'negative',
                     f'is negative in {negative / count:.0%} of its elements, which the unsigned grid of its first '
                     'iteration sets to zero. If they matter, set activation=dict(signed=True) for it in a rule and '
                     'train again from the float weights',
@@ -70,6 +71,7 @@ class RangeCheckHook(Hook):
                 self._warn(
                     runner,
                     name,
+                    'no range',
                     'has no range: no forward pass has called this layer with anything but zeros. If the model uses '
                     'its weight in another way, that is not quantized: skip the layer in a rule, so that the plan '
                     'says so',
@@ -86,9 +88,9 @@ class RangeCheckHook(Hook):
 
         return look
 
-    def _warn(self, runner, name: str, text: str) -> None:
-        if (name, text[:8]) not in self.named:
-            self.named.add((name, text[:8]))
+    def _warn(self, runner, name: str, kind: str, text: str) -> None:
+        if (name, kind) not in self.named:
+            self.named.add((name, kind))
             runner.logger.warning(f"mmgdrq: the input of '{name}' {text}")
 
 
