@@ -63,6 +63,12 @@ class MultiheadAttention(nn.MultiheadAttention):
             projection.attach(weight, activation, f'{name}.{part}')
             self.add_module(part, projection)
 
+    def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
+        super()._load_from_state_dict(state_dict, prefix, *args)
+        for part in PROJECTIONS:
+            if {f'{prefix}in_proj_weight', f'{prefix}{part}_weight'} & set(state_dict):
+                self.get_submodule(part).forget_ranges(state_dict, f'{prefix}{part}.')
+
     def forward(
         self,
         query: Tensor,

@@ -13,6 +13,9 @@ from .activation_quantizer import ActivationQuantizer
 from .quantizer import Quantizer
 from .weight_quantizer import WeightQuantizer
 
+WEIGHT_KEYS = ('weight', 'weight_orig', 'parametrizations.weight.original')
+"""Names under which a layer may store its weight; the other two are those of spectral norm."""
+
 WeightConfig = Union[None, Mapping[str, Any], WeightSpec]
 ActivationConfig = Union[None, Mapping[str, Any], ActivationSpec]
 
@@ -55,11 +58,16 @@ class QuantizedLayer:
 
     def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
         super()._load_from_state_dict(state_dict, prefix, *args)
-        loaded = [key[len(prefix) :] for key in state_dict if key.startswith(prefix)]
-        if loaded and not any(key.startswith(('weight_quantizer.', 'activation_quantizer.')) for key in loaded):
-            for quantizer in (self.weight_quantizer, self.activation_quantizer):
-                if isinstance(quantizer, Quantizer):
-                    quantizer.forget()
+        if any(prefix + key in state_dict for key in WEIGHT_KEYS):
+            self.forget_ranges(state_dict, prefix)
+
+    def forget_ranges(self, state_dict: Mapping[str, Tensor], prefix: str) -> None:
+        """Start the ranges anew, as the weight was loaded, unless the state has ranges of the layer ``prefix`` too."""
+        if any(key.startswith((f'{prefix}weight_quantizer.', f'{prefix}activation_quantizer.')) for key in state_dict):
+            return
+        for quantizer in (self.weight_quantizer, self.activation_quantizer):
+            if isinstance(quantizer, Quantizer):
+                quantizer.forget()
 
     def register_parameter(self, name: str, param: Optional[nn.Parameter]) -> None:
         if name == 'weight' and 'weight_quantizer' in self._modules and 'weight' in self._parameters:

@@ -15,7 +15,7 @@ from torch import nn
 from .activation_quantizer import ActivationQuantizer, settle_first_ranges, step_thresholds
 from .base import is_quantized
 from .presence import refuse_new_float_layers, remember_layers
-from .quantizer import FLOAT
+from .quantizer import FLOAT, keep_positive
 from .weight_quantizer import WeightQuantizer
 
 
@@ -66,7 +66,7 @@ def _begin(model: nn.Module, args) -> None:
     refuse_new_float_layers(model, len(quantizers) + len(weights))
     for quantizer in quantizers + weights:
         quantizer.hold(frozen)
-        quantizer.keep_positive()
+    keep_positive(quantizers + weights)
     step_thresholds(quantizers)
     for quantizer in quantizers:
         quantizer.observing, quantizer.frozen = observing, model.training and frozen

@@ -7,6 +7,7 @@ is more than one call of a convolution: adaptive padding, deformable convolution
 from functools import cache
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from .base import QuantizedLayer
@@ -73,8 +74,14 @@ class Lending(QuantizedLayer):
     """
 
     def forward(self, input: Any, *args: Any, **kwargs: Any) -> Any:
-        twin = lent(self, weight=self.lendable())
-        return super(Lending, twin).forward(self.quantized_input(input), *args, **kwargs)
+        weight, x = self.lendable(), self.quantized_input(input)
+        if torch.compiler.is_compiling():  # it cannot trace the copy, and one thread traces at a time
+            kept, self._parameters['weight'] = self._parameters['weight'], weight
+            try:
+                return super().forward(x, *args, **kwargs)
+            finally:
+                self._parameters['weight'] = kept
+        return super(Lending, lent(self, weight=weight)).forward(x, *args, **kwargs)
 
     def lendable(self) -> Tensor:
         """The fake-quantized weight, in the shape of the parameter."""

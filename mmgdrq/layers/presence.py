@@ -31,7 +31,7 @@ def refuse_new_float_layers(model: nn.Module, quantizers: int) -> None:
         QuantizationError: names the new layers.
     """
     before, known = model.gdrq_present
-    if quantizers >= before or hasattr(model, 'gdrq_folded'):
+    if quantizers >= before:
         return
     new = [name for name in _float_layers(model) if name not in known]
     if new:
@@ -46,5 +46,6 @@ def refuse_new_float_layers(model: nn.Module, quantizers: int) -> None:
 def _float_layers(model: nn.Module) -> Iterator[str]:
     for name, module in model.named_modules():
         weight = module._parameters.get('weight')
-        if weight is not None and weight.dim() > 1 and not is_quantized(module):
+        folded = hasattr(module, 'input_codes')
+        if weight is not None and weight.dim() > 1 and not is_quantized(module) and not folded:
             yield name

@@ -1,5 +1,6 @@
 """What the quantizers of weights and of activations share: the mode, the format, and a range as a parameter."""
 
+from collections.abc import Iterable
 from typing import Optional
 
 import torch
@@ -29,13 +30,15 @@ class Quantizer(nn.Module):
 
     def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
         saved = state_dict.get(prefix + 'format')
-        if saved is not None and not _same_format(saved.cpu().float(), self.format.cpu().float()):
+        if saved is not None and not _same_format(saved.cpu(), self.format.cpu()):
             raise CheckpointError(
                 f'{prefix[:-1]}: the checkpoint was quantized with {self.describe(saved)}, the config asks '
                 f'for {self.describe(self.format)}. Use the config it was trained with, or start from '
                 'its float weights'
             )
+        own = self.format.clone()
         super()._load_from_state_dict(state_dict, prefix, *args)
+        self.format.copy_(own)  # not what half precision has made of it
         self._held = None
 
     def learned(self) -> Optional[nn.Parameter]:
@@ -60,10 +63,8 @@ class Quantizer(nn.Module):
         return tensor if learned is None or not torch.is_grad_enabled() else keep_in_graph(tensor, learned)
 
     def keep_positive(self) -> None:
-        """A learned range that an optimizer step took below zero goes on from its mirror image."""
-        learned = self.learned()
-        if learned is not None and self._ready and not torch.compiler.is_compiling():
-            learned.data.abs_().clamp_(min=LEARNED_FLOOR)
+        """:func:`keep_positive` of one quantizer."""
+        keep_positive([self])
 
     def _save_to_state_dict(self, *args) -> None:
         self.hold(self._held is not None)
@@ -80,6 +81,16 @@ class Quantizer(nn.Module):
         return f'{self.describe(self.format)}, range={self.spec.range}'
 
 
+@torch.no_grad()
+def keep_positive(quantizers: Iterable[Quantizer]) -> None:
+    """Learned ranges that an optimizer step took below zero go on from their mirror images."""
+    ranges = [q.learned().data for q in quantizers if q._ready and q.learned() is not None]
+    if ranges and not torch.compiler.is_compiling():
+        torch._foreach_abs_(ranges)
+        torch._foreach_clamp_min_(ranges, LEARNED_FLOOR)
+
+
 def _same_format(saved: Tensor, expected: Tensor) -> bool:
-    """Equal but for the precision of a model in half precision, which rounds a multiplier."""
-    return saved.shape == expected.shape and torch.allclose(saved, expected, rtol=2**-8, atol=0)
+    """Equal in the lower of both precisions: a model in half precision rounds its multiplier."""
+    lower = max(saved.dtype, expected.dtype, key=lambda dtype: torch.finfo(dtype).eps)
+    return torch.equal(saved.to(lower), expected.to(lower))

@@ -64,10 +64,8 @@ class WeightQuantizer(Quantizer):
         if encode and self.spec.range == 'learned':
             return self._learned(weight, True)
         if encode:
-            if not self.training:
-                self.cache.clear()  # only a training iteration does so by itself
             with torch.no_grad():
-                return self.cache.operand(weight, self._encode)
+                return self.cache.operand(weight, self._encode) if self.training else self._encode(weight)
         if not self.training and not torch.is_grad_enabled():
             return self.cache.values(self._fake_quantize, weight, *([self.alpha] if self.stateful else []))
         return self._fake_quantize(weight)
@@ -100,7 +98,8 @@ class WeightQuantizer(Quantizer):
             return weight_range(weight, self.spec)
         if not self.is_ready():
             self.renew(weight)
-        self.keep_positive()
+        if not (self.cache.per_iteration and self.training):  # else once an iteration
+            self.keep_positive()
         return self.alpha
 
     def is_ready(self) -> bool:

@@ -203,3 +203,28 @@ def test_attention_that_san_computes_from_its_weights_stays_in_float(cross_attn)
             assert plan[name].quantized is not cross_attn
             assert ('RecWithAttnbias reads this weight' in plan[name].reason) is cross_attn
     assert plan['head.layers.0.ffns.0.layers.1'].quantized
+
+
+@pytest.mark.parametrize('widths', [{}, dict(kdim=6, vdim=5)])
+def test_float_weights_start_the_ranges_of_an_attention_anew(widths):
+    def attention():
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Linear(8, 8), nn.MultiheadAttention(8, 2, **widths), nn.Linear(8, 2))
+        net.forward = lambda x: net[2](net[1](net[0](x), x[..., : net[1].kdim], x[..., : net[1].vdim])[0])
+        return net
+
+    rule = dict(bits=4, range='learned')
+    net, fresh = (mmgdrq.quantize(attention(), weight=rule, activation=rule).train() for _ in range(2))
+    net(torch.randn(3, 2, 8))
+    before = {key: value.clone() for key, value in net.state_dict().items()}
+    net.load_state_dict({'1.in_proj_bias': torch.zeros(24)}, strict=False)
+    assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items()), 'no weight, no new start'
+    state = {key: 30 * value for key, value in attention().state_dict().items()}
+    for model in (net, fresh):
+        model.load_state_dict(state)
+    x = torch.randn(3, 2, 8)
+    assert torch.equal(net(x), fresh(x))
+    trained = {key: value.clone() for key, value in net.state_dict().items()}
+    again = mmgdrq.quantize(attention(), weight=rule, activation=rule)
+    again.load_state_dict(trained)
+    assert torch.equal(again.eval()(x), net.eval()(x)), 'ranges of a state are kept'

@@ -211,6 +211,13 @@ def test_other_layers_keep_their_ranges_when_float_weights_of_one_are_loaded():
     assert_same(*({k: v for k, v in state.items() if not k.startswith('3.')} for state in (before, after)))
 
 
+def test_a_bias_alone_leaves_the_ranges():
+    net = trained(small_net())
+    before = ranges(net)
+    net.load_state_dict({'3.bias': torch.randn(4)}, strict=False)
+    assert_same(before, ranges(net))
+
+
 @pytest.mark.parametrize('rule', ['lehmer', 'learned'])
 def test_a_sign_of_the_config_is_that_of_the_checkpoint(rule):
     def net(signed):
@@ -233,3 +240,20 @@ def test_a_model_in_half_precision_loads_its_own_state(dtype):
     mmgdrq.quantize(small_net(), **quant).to(dtype).load_state_dict(net.state_dict())
     with pytest.raises(CheckpointError, match=r'k=1\.7'):
         mmgdrq.quantize(small_net(), weight=dict(bits=2, k=1.8)).load_state_dict(net.state_dict())
+
+
+@pytest.mark.parametrize(('group_size', 'k'), [(513, 3.0), (510, 3.0), (512, 3.01)])
+def test_in_single_precision_a_format_is_exact(group_size, k):
+    def net(**weight):
+        return mmgdrq.quantize(nn.Sequential(nn.Linear(2, 2)), rules=[dict(pattern='0', weight=dict(bits=4, **weight))])
+
+    with pytest.raises(CheckpointError, match='group_size=512'):
+        net(group_size=group_size, k=k).load_state_dict(net(group_size=512, k=3.0).state_dict())
+
+
+def test_half_precision_does_not_change_what_a_model_says_of_itself():
+    quant = dict(weight=dict(bits=2, k=1.7))
+    half = mmgdrq.quantize(small_net(), **quant).half().state_dict()
+    net = mmgdrq.quantize(small_net(), **quant)
+    net.load_state_dict(half)
+    mmgdrq.quantize(small_net(), **quant).load_state_dict(net.state_dict())

@@ -42,6 +42,13 @@ def test_a_float_layer_in_its_place_is_refused(training):
             model(inputs())
 
 
+def test_a_folded_model_in_a_wrapper_has_lost_nothing():
+    net = trained(WithAuxiliary()).eval()
+    wrapped = nn.Sequential(net, nn.Flatten())
+    folded = mmgdrq.fold(wrapped, inputs())
+    torch.testing.assert_close(folded(inputs()), wrapped(inputs()))
+
+
 def test_reparameterization_of_a_quantized_model_is_refused():
     net = mmgdrq.quantize(RepVGG('A0', out_indices=(3,)))
     net.train()

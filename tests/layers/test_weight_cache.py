@@ -8,7 +8,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import mmgdrq
-from mmgdrq.layers import set_execution, weight_quantizer
+from mmgdrq.layers import quantized_layers, set_execution, weight_quantizer
 from tests.layers.nets import relu_net
 
 
@@ -102,6 +102,14 @@ def test_a_pass_with_gradients_follows_the_weight(change, rule, training):
     again = model(x).detach()
     assert torch.equal(again, fresh(x))
     assert not torch.equal(again, first)
+
+
+def test_evaluation_with_gradients_keeps_nothing():
+    model = mmgdrq.quantize(relu_net()).train()
+    x = torch.randn(4, 3, 8, 8)
+    model(x)
+    model.eval()(x)
+    assert not any(layer.weight_quantizer.cache._codes for layer in quantized_layers(model))
 
 
 @pytest.mark.parametrize('kernels', [False, True])

@@ -361,3 +361,16 @@ def test_a_teacher_has_the_bits_of_its_student():
     other = nn.ModuleDict(dict(student=detector(), teacher=nn.Sequential(*detector(), nn.Conv2d(2, 2, 1))))
     other['teacher'].requires_grad_(False)
     assert {row.weight.bits for row in mmgdrq.plan(other) if row.name.startswith('teacher')} == {8}, 'another network'
+
+
+@pytest.mark.parametrize('name', ['conv1d', 'deconv2d', 'adaptive', 'normed linear', 'norm product'])
+def test_layers_are_compiled_without_graph_breaks(name):
+    torch._dynamo.reset()
+    net, x = build(name)
+    mmgdrq.quantize(net, **edgeless())
+    net.train()(x)
+    layer = net.eval()[1]
+    expected = layer(x)
+    compiled = torch.compile(layer, backend='eager', fullgraph=True)
+    torch.testing.assert_close(compiled(x), expected)
+    assert isinstance(layer.weight, nn.Parameter)
