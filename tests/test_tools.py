@@ -228,7 +228,7 @@ ERRORS = {
     'nine bits': (('tools/train.py', 'bits9.py', '--work-dir', 'e5'), ('bits=9', '2 to 8')),
     'quantized checkpoint, float config': (
         ('tools/test.py', 'float.py', 'run/epoch_1.pth', '--work-dir', 'e6'),
-        ('quantized model', 'Use the config it was trained with'),
+        ('quantized model', 'with a Runner, use the config it was trained with'),
     ),
     'other bits': (
         ('tools/test.py', 'other.py', 'run/epoch_1.pth', '--work-dir', 'e7'),

@@ -20,8 +20,7 @@ class CheckpointFitHook(Hook):
 
     Args:
         whole: to evaluate or to resume, every weight of the model must be in the checkpoint with its shape, finite,
-            and nothing must be left over. Without it a training starts from what fits, such as a backbone; a
-            quantized checkpoint for a float model is refused in any case.
+            and nothing must be left over. Without it a training starts from what fits, such as a backbone.
         float_weights: with ``whole``, a checkpoint of the float model is accepted for the quantized one.
     """
 
@@ -33,11 +32,6 @@ class CheckpointFitHook(Hook):
         drop_code(checkpoint)
         state = checkpoint.get('state_dict', checkpoint)
         model = unwrap(runner.model)
-        if quantization_keys(state) and not is_quantized_model(model):
-            raise CheckpointError(
-                'checkpoint: it belongs to a quantized model, but this config builds a float one, which would '
-                'be something else than what was trained. Use the config it was trained with'
-            )
         needs_ranges = self.whole and not self.float_weights and is_quantized_model(model)
         if needs_ranges and not quantization_keys(state):
             raise CheckpointError(
