@@ -1,6 +1,7 @@
 """A deployed directory as a model that an engine runs."""
 
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -89,11 +90,15 @@ def _checked_file(path: Path, engine: str, entry: dict[str, Any]) -> Path:
 
 
 class DeployedModel:
-    """A deployed detector, segmentor or classifier for applications; see :func:`load_deployed`."""
+    """A deployed detector, segmentor or classifier for applications; see :func:`load_deployed`.
+
+    Threads may share it; their calls run one after the other. For calls at the same time load it once for each thread.
+    """
 
     def __init__(self, model: nn.Module, cfg) -> None:
         self.model, self.cfg = model, cfg
         self.pipeline = make_pipeline(cfg)
+        self.turn = threading.Lock()
 
     def __call__(self, image: Image):
         """Run one image.
@@ -110,9 +115,8 @@ class DeployedModel:
         from mmengine.dataset import pseudo_collate
 
         _check_image(image)
-        data = self.pipeline(image)
-        with torch.no_grad():
-            return self.model.test_step(pseudo_collate([data]))[0]
+        with self.turn, torch.no_grad():
+            return self.model.test_step(pseudo_collate([self.pipeline(image)]))[0]
 
 
 def _check_image(image: Image) -> None:
