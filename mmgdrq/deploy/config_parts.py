@@ -1,19 +1,20 @@
 """What the parts of a config of OpenMMLab say."""
 
-from collections.abc import Mapping
 from typing import Any
 
 WEIGHTS = ('pretrained', 'teacher_ckpt')
 """Keys by which some models load weights while they are built."""
 
 
-def class_name(config: Mapping[str, Any]) -> str:
-    """Name of the class that a part of a config names, without scope or module; ``'None'`` where it names none.
+def class_name(kind: Any) -> str:
+    """Name of a class without its scope or module.
 
-    >>> class_name(dict(type='mmgdrq.hooks.GDRQHook'))
+    Args:
+        kind: the ``type`` of a part of a config: a name or a class; None, where it has none, gives ``'None'``.
+
+    >>> class_name('mmgdrq.GDRQHook')
     'GDRQHook'
     """
-    kind = config.get('type')
     return kind.__name__ if isinstance(kind, type) else str(kind).split('.')[-1]
 
 
@@ -35,4 +36,4 @@ def without_weights(part: Any) -> Any:
 
 
 def _loads(part: Any) -> bool:
-    return isinstance(part, dict) and class_name(part) in ('Pretrained', 'PretrainedInit')
+    return isinstance(part, dict) and class_name(part.get('type')) in ('Pretrained', 'PretrainedInit')
