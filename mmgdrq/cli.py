@@ -23,6 +23,7 @@ from torch import distributed
 
 from .compat import load_weights_only
 from .deploy import is_deployed
+from .deploy.config_parts import class_name
 from .errors import CheckpointError, ConfigError, MMGDRQError
 
 DATA_FREE_CONFIG = 'configs/gdrq/faster_rcnn_r18_fpn_digits_w2a4.py'
@@ -93,7 +94,7 @@ def build_runner(cfg: Config) -> Runner:
 
 def build_plain_runner(cfg: Config) -> Runner:
     """Build a runner that has model and data at hand, which a FlexibleRunner builds only when it starts."""
-    if str(cfg.get('runner_type')).split('.')[-1] == 'FlexibleRunner':
+    if class_name(cfg.get('runner_type')) == 'FlexibleRunner':
         for key in ('runner_type', 'strategy'):
             cfg.pop(key, None)
     return build_runner(cfg)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from mmengine.config import ConfigDict
 from torch import nn
 
 import mmgdrq
@@ -84,18 +85,14 @@ def test_layers_that_are_no_longer_shared_are_found():
     assert not shared_names(net)
 
 
-def test_configs_are_built_without_downloads():
-    from zoo_models import without_downloads
+def test_models_are_built_without_synchronized_bn():
+    from zoo_models import without_sync_bn
 
-    config = dict(
-        pretrained='url',
-        teacher_ckpt='url',
-        backbone=dict(init_cfg=dict(type='Pretrained', checkpoint='url'), norm_cfg=dict(type='SyncBN')),
+    config = ConfigDict(
+        backbone=dict(norm_cfg=dict(type='SyncBN')),
         heads=[dict(norm_cfg=dict(type='MMSyncBN'))],
     )
-    assert without_downloads(config) == dict(
-        pretrained=None,
-        teacher_ckpt=None,
-        backbone=dict(init_cfg=None, norm_cfg=dict(type='BN')),
+    assert without_sync_bn(config) == dict(
+        backbone=dict(norm_cfg=dict(type='BN')),
         heads=[dict(norm_cfg=dict(type='BN'))],
     )

@@ -13,9 +13,10 @@ from pathlib import Path
 
 import yaml
 from mmengine.config import Config
-from mmengine.registry import MODELS, init_default_scope
+from plan import plan_of
 
-import mmgdrq
+from mmgdrq.deploy.config_parts import class_name
+from mmgdrq.policy import Plan, PlanRow
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = ROOT / 'configs/gdrq'
@@ -79,7 +80,7 @@ def main() -> None:
         if not BITS.search(path.stem) or 'digits' in path.stem or 'bccd' in path.stem:
             continue
         cfg = Config.fromfile(path)
-        plan = plan_of(cfg)
+        plan = plan_of(cfg, path.name)
         rows.append(row_of(path, cfg, plan))
         index.append(entry_of(path, cfg))
         plans.setdefault(BITS.sub('', path.stem), {})[path.stem] = plan
@@ -94,7 +95,7 @@ def main() -> None:
     (ROOT / 'model-index.yml').write_text('Import:\n  - configs/gdrq/metafile.yml\n')
 
 
-def plans_page(name: str, plans: dict[str, mmgdrq.policy.Plan]) -> str:
+def plans_page(name: str, plans: dict[str, Plan]) -> str:
     """The plans of the configs of one model side by side, which differ in nothing but their bits."""
     variants = {config: BITS.search(config)[0][1:] for config in plans}
     lines = [('layer', 'type', 'weights', *variants.values(), 'why')]
@@ -109,7 +110,7 @@ def plans_page(name: str, plans: dict[str, mmgdrq.policy.Plan]) -> str:
     return '\n'.join([*head, '', *sums, '', '```', *table, '```', ''])
 
 
-def _bits(row: mmgdrq.policy.PlanRow) -> str:
+def _bits(row: PlanRow) -> str:
     return f'{row.weight.bits}/{row.activation.bits}' if row.weight else 'float'
 
 
@@ -119,17 +120,7 @@ PAPER = dict(
 )
 
 
-def plan_of(cfg: Config) -> mmgdrq.policy.Plan:
-    """Plan of a config, with its model built without weights."""
-    init_default_scope(cfg.default_scope)
-    model = MODELS.build(cfg.model)
-    if hasattr(model, 'gdrq_plan'):
-        return model.gdrq_plan
-    hook = next(hook for hook in cfg.custom_hooks if hook['type'] == 'mmgdrq.GDRQHook')
-    return mmgdrq.plan(model, hook.weight, hook.activation, hook.get('rules', ()))
-
-
-def row_of(path: Path, cfg: Config, plan: mmgdrq.policy.Plan) -> str:
+def row_of(path: Path, cfg: Config, plan: Plan) -> str:
     """A row of the table."""
     total = sum(row.parameters for row in plan)
     bits = sum(row.parameters * (row.weight.bits if row.weight else 32) for row in plan) / total
@@ -151,9 +142,9 @@ def inherited(path: Path) -> str:
 def data_of(cfg: Config) -> str:
     """Name of the training data."""
     dataset = cfg.train_dataloader.dataset
-    while 'type' in dataset and dataset.type.split('.')[-1] not in DATA:
+    while 'type' in dataset and class_name(dataset.type) not in DATA:
         dataset = dataset.dataset if 'dataset' in dataset else dataset.datasets[0]
-    return DATA[dataset.type.split('.')[-1]]
+    return DATA[class_name(dataset.type)]
 
 
 def entry_of(path: Path, cfg: Config) -> dict:

@@ -5,20 +5,17 @@ The model is built without its weights and its data.
 
 import argparse
 import tempfile
-from typing import Any
 
 from mmengine.config import Config
 from mmengine.runner import Runner
 
 from mmgdrq import GDRQHook, cli
+from mmgdrq.deploy.config_parts import without_weights
 from mmgdrq.errors import ConfigError
 from mmgdrq.policy import Plan
 
 NEEDED = ('model', 'data_preprocessor', 'default_scope', 'custom_hooks', 'efficient_conv_bn_eval')
 """Keys that decide about the plan. Without all others the runner writes nothing and needs no data."""
-
-WEIGHTS = ('pretrained', 'teacher_ckpt')
-"""Keys by which some models load weights while they are built."""
 
 
 def parse_args() -> argparse.Namespace:
@@ -50,13 +47,6 @@ def plan_of(cfg: Config, name: str) -> Plan:
     if not hasattr(runner.model, 'gdrq_plan'):
         raise ConfigError(f'config: {name} has no plan. Add GDRQHook or mmgdrq.Quantized, for the whole model')
     return runner.model.gdrq_plan
-
-
-def without_weights(value: Any) -> Any:
-    """A part of a config without the weights that are loaded while a model is built."""
-    if isinstance(value, dict):
-        return {key: None if key in WEIGHTS else without_weights(part) for key, part in value.items()}
-    return [without_weights(part) for part in value] if isinstance(value, list) else value
 
 
 def main() -> None:

@@ -6,6 +6,7 @@ import os.path as osp
 from typing import Optional
 
 from mmgdrq import cli
+from mmgdrq.deploy.config_parts import class_name
 from mmgdrq.deploy.engines import ENGINES
 from mmgdrq.errors import ConfigError
 from mmgdrq.files import write_file
@@ -40,7 +41,7 @@ def draw_predictions(cfg, args: argparse.Namespace) -> None:
     hook = dict(hook)
     folder = osp.abspath(args.show_dir) if args.show_dir else None
     hook.update(show=args.show, wait_time=args.wait_time)
-    kind = str(hook.get('type')).split('.')[-1]
+    kind = class_name(hook.get('type'))
     if kind == 'SegVisualizationHook':
         hook.update(draw=True, interval=1)
         _draw_with_mmseg(cfg, args.show, folder)

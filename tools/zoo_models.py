@@ -5,9 +5,11 @@ import os
 import re
 from pathlib import Path
 
-from mmengine.config import Config, ConfigDict
+from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 from torch import nn
+
+from mmgdrq.deploy.config_parts import without_weights
 
 ZOOS = ('mmdet', 'mmseg', 'mmpretrain')
 NO_MODELS = ('_base_', 'common', 'scratch', 'misc', 'legacy_1.x', 'albu_example')
@@ -52,7 +54,7 @@ def build(zoo: str, file: Path) -> tuple[nn.Module, Config]:
     init_default_scope(zoo)
     if 'model' not in cfg:
         raise NoModelError('the config holds no model')
-    model = ConfigDict(without_downloads(cfg.model.to_dict()))
+    model = without_sync_bn(without_weights(cfg.model))
     if cfg.get('data_preprocessor'):
         model.setdefault('data_preprocessor', cfg.data_preprocessor)
     if 'text_encoder' in model:
@@ -60,19 +62,13 @@ def build(zoo: str, file: Path) -> tuple[nn.Module, Config]:
     return MODELS.build(model), cfg
 
 
-def without_downloads(model):
-    """The model's config without pretrained weights and without synchronized BN."""
+def without_sync_bn(model):
+    """The model's config without synchronized BN."""
     if isinstance(model, dict):
-        return {key: None if _is_download(key, value) else without_downloads(value) for key, value in model.items()}
+        return type(model)({key: without_sync_bn(value) for key, value in model.items()})
     if isinstance(model, (list, tuple)):
-        return type(model)(map(without_downloads, model))
+        return type(model)(map(without_sync_bn, model))
     return 'BN' if isinstance(model, str) and model in ('SyncBN', 'MMSyncBN') else model
-
-
-def _is_download(key: str, value) -> bool:
-    if isinstance(value, dict):
-        return value.get('type') == 'Pretrained'
-    return isinstance(value, str) and key in ('pretrained', 'teacher_ckpt')
 
 
 def reason_not_built(error: BaseException) -> str:

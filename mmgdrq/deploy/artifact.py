@@ -19,7 +19,7 @@ from ..errors import CheckpointError
 from ..files import partial_name, remove_stale, replace_directory
 from ..layers import is_quantized
 from ..quant import pack, unpack
-from .layers import STORED, StoredWeight, become_folded, unread_parameters
+from .layers import STORED, StoredWeight, become_folded, become_folded_model, unread_parameters
 from .manifest import FORMAT, MANIFEST, VERSION, PathLike, check_file, is_deployed, read_manifest
 from .manifest import file_sha256 as _sha256
 from .manifest import json_sha256 as _json_sha256
@@ -138,7 +138,7 @@ def _become(model: nn.Module, path: Path, manifest: dict[str, Any], tensors: dic
     state.update({key: torch.zeros_like(own[key]) for key in unread_parameters(model)})
     _check_state(path, own, state)
     model.load_state_dict(state)
-    model.gdrq_folded = entries
+    become_folded_model(model, entries)
     return model.eval()
 
 

@@ -8,6 +8,7 @@ from torch import nn
 
 from ..convert import is_quantized_model, quantize
 from ..errors import CheckpointError
+from .config_parts import class_name
 from .simulation import simulate
 
 
@@ -60,5 +61,5 @@ def quantize_as_trained(model: nn.Module, cfg: Mapping[str, Any], where: Path) -
 
 
 def _gdrq_hook(cfg: Mapping[str, Any]) -> Optional[Mapping[str, Any]]:
-    hooks = [hook for hook in cfg.get('custom_hooks') or [] if str(hook.get('type')).split('.')[-1] == 'GDRQHook']
+    hooks = [hook for hook in cfg.get('custom_hooks') or [] if class_name(hook.get('type')) == 'GDRQHook']
     return hooks[0] if hooks else None

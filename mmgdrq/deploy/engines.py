@@ -1,6 +1,7 @@
 """Engines that run an ONNX graph: ONNX Runtime and OpenVINO, on the CPU."""
 
 import importlib
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -52,8 +53,8 @@ def open_engine(name: str, path: Path, threads: int = 0, optimize: bool = True):
 
     Returns:
         A function from a float32 array (and, by name, further inputs) to the list of the graph's results. A graph
-        for one image runs several one by one. The function raises ``InputError`` for sizes that the graph does not
-        take, and ``ExportError`` where the engine fails.
+        for one image runs several one by one. Threads may share the function. It raises ``InputError`` for sizes that
+        the graph does not take, and ``ExportError`` where the engine fails.
 
     Raises:
         ExportError: the engine is unknown, not installed, or does not accept the graph.
@@ -114,11 +115,12 @@ def _open_openvino(package, path: Path, threads: int, optimize: bool):
         config['INFERENCE_NUM_THREADS'] = threads
     compiled = core.compile_model(core.read_model(str(path)), 'CPU', config)
     shape = [size.get_length() if size.is_static else None for size in compiled.input('input').partial_shape]
-    request = compiled.create_infer_request()
+    request, turn = compiled.create_infer_request(), threading.Lock()
 
     def run(x, **others):
-        results = request.infer({'input': np.ascontiguousarray(x), **others})
-        return [np.array(results[i]) for i in range(len(results))]
+        with turn:  # the results lie in the request until its next call
+            results = request.infer({'input': np.ascontiguousarray(x), **others})
+            return [np.array(results[i]) for i in range(len(results))]
 
     return run, shape
 

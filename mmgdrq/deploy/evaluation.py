@@ -9,6 +9,7 @@ from torch import nn
 from ..errors import CheckpointError, ConfigError
 from ..layers import quantized_layers
 from .building import build_model, model_config
+from .config_parts import without_weights
 
 
 def evaluate(runner, model: nn.Module) -> dict[str, float]:
@@ -31,7 +32,7 @@ def load_float_model(cfg: Mapping[str, Any], checkpoint: str) -> nn.Module:
         ConfigError: the config quantizes a part of the model by ``conv_cfg``, so that no float model is in it.
         CheckpointError: the weights do not fit.
     """
-    config = model_config(cfg)
+    config = without_weights(model_config(cfg))
     if 'base_type' in config:
         config['type'] = config.pop('base_type')
         config.pop('quant', None)

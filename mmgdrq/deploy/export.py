@@ -15,7 +15,7 @@ from .block_module import BlockModule
 from .blocks import PROFILES, Block, Grid, block_of
 from .engine_result import trained_grids
 from .exported import Exported
-from .forms import low_bit
+from .forms import as_float, low_bit
 from .layers import STORED, RoundedInput
 from .merge import merge_norms
 from .plugging import check_plugging
@@ -66,6 +66,25 @@ def export(
     return [_export_part(part, inputs[part.name], path, exported, profile, check) for part, path in zip(parts, paths)]
 
 
+def export_float(folded: nn.Module, parts: list[Exported], out: Path, profile: str) -> list[Path]:
+    """Write the same graphs in float, to time them beside ``parts``; nothing is checked again.
+
+    Args:
+        folded: the model that ``parts`` were made of.
+        parts: result of :func:`export`; the examples and free axes are theirs.
+        out: existing directory.
+        profile: that of ``parts``.
+
+    Returns:
+        The ONNX file of each part.
+    """
+    model, exported = with_blocks(copy.deepcopy(folded).cpu(), profile, as_float)
+    paths = [Path(out, like.path.name) for like in parts]
+    for part, like, path in zip(parts_of(model), parts, paths):
+        _write(part, like.example, path, exported, like.free)
+    return paths
+
+
 def with_blocks(
     folded: nn.Module, profile: str, form: Callable[[Block], Block] = low_bit
 ) -> tuple[nn.Module, list[BlockModule]]:
@@ -111,18 +130,17 @@ def _rounded_input(quantizer: nn.Module, entry: dict[str, Any]) -> nn.Module:
 
 def _export_part(part: Part, x: Tensor, path: Path, exported: list[BlockModule], profile: str, check: bool) -> Exported:
     """The graph with as many free axes as are right."""
-    part.module.eval()
     free = possible = BATCH | SIZE if part.name == 'dense' else BATCH
     _write(part, x, path, exported, free)
     if profile == 'onnxruntime' and exported:
         plan_results(path, exported)  # they depend on who reads them, which only the graph tells
         _write(part, x, path, exported, free)
-    found = Exported(part, path, x, list(exported))
+    found = Exported(part, path, x, list(exported), free)
     right = right_axes(found, profile, free) if check else free
     while right != free:
         free, x = right, x if right & BATCH else x[:1]
         _write(part, x, path, exported, free)
-        found = Exported(part, path, x, list(exported))
+        found = Exported(part, path, x, list(exported), free)
         right = right_axes(found, profile, free)
     if right != possible:
         _say_what_is_fixed(found, right)
@@ -130,6 +148,7 @@ def _export_part(part: Part, x: Tensor, path: Path, exported: list[BlockModule],
 
 
 def _write(part: Part, x: Tensor, path: Path, exported: list[BlockModule], free: Axes) -> None:
+    part.module.eval()
     results = run_part(part, x)
     if not free & BATCH and any(len(result) != 1 for result in results):
         raise ExportError(

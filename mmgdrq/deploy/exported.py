@@ -21,12 +21,14 @@ class Exported:
         path: ONNX file.
         example: the part's first input on the sample images.
         blocks: quantized blocks in the order of the graph; one that is called several times occurs several times.
+        free: axes of the input that are free in the graph.
     """
 
     part: Part
     path: Path
     example: Tensor
     blocks: list[BlockModule]
+    free: frozenset[int]
 
     def entry(self) -> dict[str, Any]:
         """What the manifest says about the graph."""

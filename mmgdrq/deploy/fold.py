@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from ..errors import FoldError
 from ..layers import ActivationQuantizer, WeightQuantizer, is_quantized
 from ..quant import per_filter, quantize, step_of, weight_step
-from ..stages import get_stage
-from .layers import STORED, become_folded
+from ..stages import BUFFER, get_stage
+from .layers import STORED, become_folded, become_folded_model
 from .pairs import Pairs, pairs_by_structure, pairs_by_trace
 
 Entry = dict[str, Any]
@@ -29,7 +29,7 @@ def fold(model: nn.Module, example: Example = None, pairs: Optional[Pairs] = Non
     """Return a folded copy of a quantized model; the model itself is not changed.
 
     Args:
-        model: a quantized model whose activation ranges are set.
+        model: a quantized model whose activation ranges are set, or a module with one inside.
         example: inputs (a tensor or a tuple), or a function that runs the model it is given. With it, the
             BN of each layer is found by tracing; without it only where the code of the containing module
             guarantees it. A layer without a certain BN keeps one scale a filter, which is always right.
@@ -69,7 +69,7 @@ def fold(model: nn.Module, example: Example = None, pairs: Optional[Pairs] = Non
                     )
                 entries[name] = _fold_layer(layer, modules[norm] if norm else None)
                 entries[name]['norm'] = norm
-    folded.gdrq_folded = entries
+    become_folded_model(folded, entries)
     return folded
 
 
@@ -98,11 +98,12 @@ def check_foldable(model: nn.Module) -> None:
     layers = {name: m for name, m in model.named_modules() if is_quantized(m)}
     if not layers:
         raise FoldError('fold: the model has no quantized layer. Quantize and train it first')
-    if hasattr(model, 'gdrq_stage_name') and get_stage(model) != 'quantize':
-        raise FoldError(
-            f"fold: the model is in stage '{get_stage(model)}', without rounding. Train it through the "
-            "'quantize' stage first"
-        )
+    for name, module in model.named_modules():  # the quantized model may stand in a wrapper
+        if hasattr(module, BUFFER) and get_stage(module) != 'quantize':
+            raise FoldError(
+                f"fold: {name or 'the model'} is in stage '{get_stage(module)}', without rounding. Train it through "
+                "the 'quantize' stage first"
+            )
     for name, layer in layers.items():
         if not layer.has_one_weight:
             raise FoldError(

@@ -19,9 +19,9 @@ from .artifact import check_out, load_folded, save_folded, stored_bytes
 from .codes import check_codes, compare_codes
 from .engines import ENGINES, REFERENCE, check_engine, open_engine
 from .evaluation import evaluate, load_float_model
-from .export import Exported, export
+from .export import export, export_float
+from .exported import Exported
 from .fold import fold
-from .forms import as_float
 from .kernels import count_kernels
 from .latency import interleave, speedup
 from .layers import unread_parameters
@@ -29,8 +29,6 @@ from .report import GraphReport, Report
 from .runtime import plug_engine
 from .seams import parts_of
 from .verify import check_blocks, compare_blocks
-
-Run = Callable[[nn.Module], object]
 
 
 class Steps:
@@ -103,7 +101,7 @@ def deploy(
             parts = export(folded, run, folder / profile, profile)
             written[profile] = {p.part.name: p.entry() for p in parts}
             say('comparing the codes of %s with those of torch%s', profile, ', timing' if rounds else '')
-            reports.extend(examine(folded, run, profile, parts, rounds))
+            reports.extend(examine(folded, profile, parts, rounds))
         return written
 
     def tested(stage: str, target: nn.Module) -> dict[str, float]:
@@ -158,12 +156,11 @@ def _check_exports(model: nn.Module, profiles: Sequence[str]) -> None:
         check_engine(profile if profile in ENGINES else REFERENCE)
 
 
-def examine(folded: nn.Module, run: Run, engine: str, parts: list[Exported], rounds: int) -> list[GraphReport]:
+def examine(folded: nn.Module, engine: str, parts: list[Exported], rounds: int) -> list[GraphReport]:
     """Compare, count and time the graphs of one engine.
 
     Args:
         folded: result of :func:`mmgdrq.fold`.
-        run: runs the model it is given on sample images.
         engine: the profile of the graphs; where it is not the name of an engine that runs here, ``REFERENCE``
             checks the codes, and nothing is counted and timed.
         parts: result of :func:`~mmgdrq.deploy.export.export`.
@@ -171,19 +168,19 @@ def examine(folded: nn.Module, run: Run, engine: str, parts: list[Exported], rou
     """
     with tempfile.TemporaryDirectory() as folder:
         timed = rounds and engine in ENGINES
-        floats = export(folded, run, Path(folder), engine, as_float) if timed else [None] * len(parts)
-        return [_examine_part(engine, part, other, rounds) for part, other in zip(parts, floats)]
+        floats = export_float(folded, parts, Path(folder), engine) if timed else [None] * len(parts)
+        return [_examine_part(engine, part, path, rounds) for part, path in zip(parts, floats)]
 
 
-def _examine_part(engine: str, part: Exported, other: Optional[Exported], rounds: int) -> GraphReport:
+def _examine_part(engine: str, part: Exported, in_float: Optional[Path], rounds: int) -> GraphReport:
     runner = engine if engine in ENGINES else REFERENCE
     errors = compare_codes(part, runner, optimize=engine in ENGINES)
     check_codes(errors, runner, part.path)
     integer, floating = count_kernels(engine, part.path) if engine in ENGINES else (None, None)
     timed = {}
-    if other is not None:
+    if in_float is not None:
         x = part.example.numpy()
-        runs = {name: open_engine(engine, path) for name, path in (('low-bit', part.path), ('float', other.path))}
+        runs = {name: open_engine(engine, path) for name, path in (('low-bit', part.path), ('float', in_float))}
         times = interleave({name: lambda f=f: f(x) for name, f in runs.items()}, rounds)
         timed['milliseconds'] = 1000 * statistics.median(times['low-bit'])
         timed['speedup'] = speedup(times, 'low-bit', 'float')

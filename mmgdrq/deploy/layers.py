@@ -1,12 +1,14 @@
 """Folded layers: integer weights, integer inputs; the scale sits in BN or in one factor a filter."""
 
 from collections.abc import Sequence
-from typing import Optional
+from typing import Any, Optional
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..layers import ActivationQuantizer, WeightQuantizer
+from ..layers.presence import remember_layers
 from ..quant import quantize
 
 
@@ -112,6 +114,19 @@ def become_folded(layer: nn.Module, entry: dict) -> None:
     layer.register_buffer('scale', torch.ones(filters) if entry['scaled'] else None)
     layer.register_buffer('offset', torch.zeros(filters) if entry['offset'] else None)
     layer.to(device)
+
+
+def become_folded_model(model: nn.Module, entries: dict[str, dict[str, Any]]) -> None:
+    """Note at the root of a model what its layers became; a quantized model inside it no longer expects them."""
+    model.gdrq_folded = entries
+    for module in model.modules():
+        if hasattr(module, 'gdrq_present'):
+            remember_layers(module, count_quantizers(module))
+
+
+def count_quantizers(model: nn.Module) -> int:
+    """Number of quantizers in a model."""
+    return sum(isinstance(module, (ActivationQuantizer, WeightQuantizer)) for module in model.modules())
 
 
 def unread_parameters(folded: nn.Module) -> list[str]:

@@ -7,6 +7,7 @@ from typing import Any, Callable, Union
 import numpy as np
 
 from ..errors import CheckpointError, InputError
+from .config_parts import class_name
 
 Image = Union[str, Path, np.ndarray]
 RGB_DATASETS = ('CIFAR10', 'CIFAR100')
@@ -31,10 +32,10 @@ def make_pipeline(cfg: Mapping[str, Any]) -> Callable[[Image], dict[str, Any]]:
 
     dataset = _test_dataset(cfg)
     steps = [step for step in dataset['pipeline'] if 'Annotations' not in str(step['type'])]
-    loads = bool(steps) and _name(steps[0]).startswith('Load')
+    loads = bool(steps) and class_name(steps[0]['type']).startswith('Load')
     load = TRANSFORMS.build(steps[0]) if loads else _read_file
     rest = Compose([TRANSFORMS.build(step) for step in steps[loads:]])
-    rgb = not loads and _name(dataset) in RGB_DATASETS
+    rgb = not loads and class_name(dataset.get('type')) in RGB_DATASETS
 
     def run(image: Image) -> dict[str, Any]:
         sample = _from_array(image) if isinstance(image, np.ndarray) else _from_file(load, str(image))
@@ -55,11 +56,6 @@ def _test_dataset(cfg: Mapping[str, Any]) -> Mapping[str, Any]:
             'the config of the test'
         )
     return dataset
-
-
-def _name(config: Mapping[str, Any]) -> str:
-    """Name of a class without its scope or module."""
-    return str(config.get('type')).split('.')[-1]
 
 
 def _from_array(image: np.ndarray) -> dict[str, Any]:

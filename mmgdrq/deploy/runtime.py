@@ -1,6 +1,7 @@
 """A deployed directory as a model that an engine runs."""
 
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch.utils import _pytree as pytree
 
 from ..errors import CheckpointError, ExportError, InputError
 from .building import build_model, model_config, quantize_as_trained
+from .config_parts import without_weights
 from .config_text import parse_config, registered_names_only
 from .engines import ENGINES, check_engine, open_engine
 from .manifest import PathLike, check_file, read_manifest
@@ -89,11 +91,15 @@ def _checked_file(path: Path, engine: str, entry: dict[str, Any]) -> Path:
 
 
 class DeployedModel:
-    """A deployed detector, segmentor or classifier for applications; see :func:`load_deployed`."""
+    """A deployed detector, segmentor or classifier for applications; see :func:`load_deployed`.
+
+    Threads may share it; their calls run one after the other. For calls at the same time load it once for each thread.
+    """
 
     def __init__(self, model: nn.Module, cfg) -> None:
         self.model, self.cfg = model, cfg
         self.pipeline = make_pipeline(cfg)
+        self.turn = threading.Lock()
 
     def __call__(self, image: Image):
         """Run one image.
@@ -110,9 +116,8 @@ class DeployedModel:
         from mmengine.dataset import pseudo_collate
 
         _check_image(image)
-        data = self.pipeline(image)
-        with torch.no_grad():
-            return self.model.test_step(pseudo_collate([data]))[0]
+        with self.turn, torch.no_grad():
+            return self.model.test_step(pseudo_collate([self.pipeline(image)]))[0]
 
 
 def _check_image(image: Image) -> None:
@@ -162,7 +167,7 @@ def load_deployed(path: PathLike, engine: str = 'onnxruntime', threads: int = 0)
     init_default_scope(_known_scope(path / CONFIG, cfg.get('default_scope', 'mmengine')))
     with registered_names_only(path / CONFIG):
         with torch.no_grad():
-            model = build_model(_without_weights(model_config(cfg)))
+            model = build_model(without_weights(model_config(cfg)))
         deployed = DeployedModel(model, cfg)
     quantize_as_trained(model, cfg, path / CONFIG)
     load_folded(model, path)
@@ -179,7 +184,3 @@ def _known_scope(file: Path, scope: Any) -> str:
     if isinstance(scope, str) and (scope in MODULE2PACKAGE or scope in sys.modules):
         return scope
     raise CheckpointError(f'{file}: default_scope {scope!r} is no package of OpenMMLab. Import it before')
-
-
-def _without_weights(config: dict[str, Any]) -> dict[str, Any]:
-    return {key: None if key in ('init_cfg', 'pretrained') else value for key, value in config.items()}

@@ -4,6 +4,7 @@ A part is a sub-network from tensors to tensors that an engine can run. The rest
 extraction, metrics) stays in OpenMMLab, and the engine plugs back in at the same places.
 """
 
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -96,19 +97,18 @@ def _with_head(model: nn.Module, attribute: str) -> Part:
 
 
 def _with_rpn(model: nn.Module) -> Part:
-    """Backbone, neck and region proposals in one; the proposals wait for the call of the head."""
+    """Backbone, neck and region proposals in one; the proposals wait for the call of the head in the same thread."""
     dense = Dense(model, lambda x: _and_rpn(model, model.extract_feat(x)))
 
     def plug(call: Call) -> None:
-        waiting = []
+        waiting = threading.local()
 
         def extract_feat(inputs, *args, **kwargs):
-            feats, proposals = call(inputs)
-            waiting[:] = [proposals]
+            feats, waiting.proposals = call(inputs)
             return feats
 
         model.extract_feat = extract_feat
-        model.rpn_head.forward = lambda feats, *args, **kwargs: waiting.pop()
+        model.rpn_head.forward = lambda feats, *args, **kwargs: vars(waiting).pop('proposals')
 
     return Part('dense', dense, plug)
 

@@ -5,8 +5,10 @@ from typing import Optional
 from torch import nn
 
 from ..errors import ConfigError
+from ..layers.presence import refuse_new_float_layers, remember_layers
 from ..stages import get_stage, set_stage
 from .engine_result import CHILD, EngineResult, hook_up, simulated
+from .layers import count_quantizers
 from .places import Run, places_of
 
 SIMULATED = ('onnxruntime',)
@@ -26,6 +28,7 @@ def simulate(model: nn.Module, engine: str = 'onnxruntime', run: Optional[Run] =
     Raises:
         ConfigError: an engine without a simulation, or a model that is not quantized or simulates already.
         ExportError: the model's dense parts cannot be found or traced.
+        QuantizationError: quantized layers were replaced by float layers.
     """
     if engine not in SIMULATED:
         raise ConfigError(
@@ -36,6 +39,7 @@ def simulate(model: nn.Module, engine: str = 'onnxruntime', run: Optional[Run] =
         raise ConfigError('deploy: the model is not quantized. Call mmgdrq.quantize(model, ...) first')
     if simulated(model):
         raise ConfigError('deploy: the model simulates an engine already')
+    refuse_new_float_layers(model, count_quantizers(model))
     modules = dict(model.named_modules())
     for place in places_of(model, engine, run):
         tail = modules[place.tail]
@@ -45,4 +49,5 @@ def simulate(model: nn.Module, engine: str = 'onnxruntime', run: Optional[Run] =
     model.register_forward_pre_hook(hook_up)
     hook_up(model)
     set_stage(model, get_stage(model))
+    remember_layers(model, count_quantizers(model))  # those of the results, too, or they would make up for lost layers
     return model

@@ -5,7 +5,7 @@ import torch
 from mmengine.registry import MODELS
 from mmengine.runner import Runner
 
-from mmgdrq import Conv2d
+from mmgdrq import Conv2d, GDRQHook
 from mmgdrq.deploy.building import build_model, model_config, quantize_as_trained
 from mmgdrq.errors import CheckpointError
 from tests.reliability.deploying import ToyClassifier
@@ -56,6 +56,13 @@ def test_it_is_the_model_of_the_runner(tmp_path, case):
     if hook and 'deploy' in hook:
         pytest.importorskip('onnx', reason='onnx is not installed')
     assert_same(toy_config(tmp_path, 1, hook, model=model))
+
+
+def test_the_hook_as_a_class():
+    """As in configs of pure Python."""
+    model = ToyClassifier()
+    quantize_as_trained(model, dict(custom_hooks=[dict(type=GDRQHook, **QUANT)]), 'config.py')
+    assert [row.weight.bits for row in model.gdrq_plan] == [8, 4, 8]
 
 
 def test_a_config_that_quantizes_nothing(tmp_path):

@@ -43,6 +43,14 @@ def test_it_is_the_model_that_a_runner_builds(cfg, weights, built):
     assert torch.equal(*[m(inputs[0], mode='tensor')[0] for m in (model, expected)])
 
 
+def test_weights_that_training_started_from_are_not_needed(cfg, weights):
+    cfg.model.backbone.init_cfg = dict(type='Pretrained', checkpoint='no/file.pth')
+    cfg.model.pretrained = 'no/file.pth'
+    model = load_float_model(cfg, weights)
+    model.init_weights()
+    assert not isinstance(model.init_cfg, dict)
+
+
 def test_a_config_without_a_float_model_is_refused(cfg, weights):
     cfg.model.backbone.conv_cfg = dict(type='mmgdrq.Conv2d', **QUANT)
     with pytest.raises(ConfigError, match='by conv_cfg'):

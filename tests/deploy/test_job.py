@@ -33,11 +33,26 @@ class ToyUp(ToyModel):
         return [dict(logits=row) for row in logits] if mode == 'predict' else logits
 
 
+@MODELS.register_module(force=True)
+class ToyOneByOne(ToyClassifier):
+    """Its number of images is a constant in its graph; ``tests`` counts the batches that any copy of it has run."""
+
+    tests = 0
+
+    def extract_feat(self, inputs):
+        features = super().extract_feat(inputs)
+        return features.reshape(len(inputs), -1)
+
+    def test_step(self, data):
+        ToyOneByOne.tests += 1
+        return super().test_step(data)
+
+
 @pytest.fixture(scope='module')
 def trained(tmp_path_factory):
     """Work directory of a training of each model."""
     folder = tmp_path_factory.mktemp('trained')
-    for kind in ('ToyModel', 'ToyUp'):
+    for kind in ('ToyModel', 'ToyUp', 'ToyOneByOne'):
         toy_runner(folder / kind, 1, QUANT, model=dict(type=kind)).train()
     return folder
 
@@ -81,6 +96,20 @@ def test_what_was_written_wrongly_replaces_nothing(runner_of, tmp_path, monkeypa
     assert is_deployed(out)
     assert (out / 'weights.safetensors').read_bytes() == earlier
     assert not list(tmp_path.glob('.out*')), 'nothing half-written is left'
+
+
+def test_the_float_graph_is_timed_without_further_checks(runner_of, tmp_path, monkeypatch):
+    """It takes what the checked graph takes, so the sample images are run and sizes are tried for that one only."""
+    pytest.importorskip('onnx', reason='onnx is not installed')
+    pytest.importorskip('onnxruntime', reason='onnxruntime is not installed')
+    counts, out = [], str(tmp_path / 'out')
+    for rounds in (0, 1):
+        monkeypatch.setattr(ToyOneByOne, 'tests', 0)
+        with pytest.warns(UserWarning, match='runs one input at a time') as warned:
+            report = job.deploy(runner_of('ToyOneByOne'), out, profiles=['onnxruntime'], rounds=rounds)
+        counts.append((ToyOneByOne.tests, sum('one input at a time' in str(w.message) for w in warned)))
+    assert counts[0] == counts[1]
+    assert report.graphs[0].speedup > 0
 
 
 class Untouched:

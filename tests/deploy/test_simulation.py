@@ -12,7 +12,7 @@ from mmgdrq.deploy import compare_blocks, load_folded, save_folded, simulate, si
 from mmgdrq.deploy.codes import compare_codes
 from mmgdrq.deploy.engine_result import bias_change
 from mmgdrq.deploy.export import export
-from mmgdrq.errors import CheckpointError, ConfigError, ExportError
+from mmgdrq.errors import CheckpointError, ConfigError, ExportError, QuantizationError
 from tests.deploy.test_blocks import Net
 
 pytest.importorskip('onnx', reason='onnx is not installed')
@@ -141,7 +141,7 @@ def test_results_lie_on_256_values_while_training(trained):
 def test_ranges_follow_the_training_and_stay_in_evaluation():
     model = simulate(quantized())
     quantizer = model.inner_norm.engine_result.quantizer
-    with pytest.raises(mmgdrq.errors.QuantizationError, match='never set'):
+    with pytest.raises(QuantizationError, match='never set'):
         model.eval()(X)
     model.train()
     model(X)
@@ -228,6 +228,16 @@ def test_no_rounding_before_the_quantize_stage():
     plain = quantized()
     mmgdrq.set_stage(plain, 'float')
     assert torch.equal(model.train()(X)[0], plain.train()(X)[0])
+
+
+@pytest.mark.parametrize('before', [False, True])
+def test_a_float_layer_in_the_place_of_a_quantized_one_is_refused(before):
+    model = quantized()
+    if not before:
+        simulate(model).train()(X)
+    model.inner = nn.Conv2d(8, 8, 3, padding=1)
+    with pytest.raises(QuantizationError, match='replaced by float layers, such as inner'):
+        simulate(model) if before else model.eval()(X)
 
 
 def test_errors(trained):

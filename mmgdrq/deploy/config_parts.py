@@ -1,0 +1,39 @@
+"""What the parts of a config of OpenMMLab say."""
+
+from typing import Any
+
+WEIGHTS = ('pretrained', 'teacher_ckpt')
+"""Keys by which some models load weights while they are built."""
+
+
+def class_name(kind: Any) -> str:
+    """Name of a class without its scope or module.
+
+    Args:
+        kind: the ``type`` of a part of a config: a name or a class; None, where it has none, gives ``'None'``.
+
+    >>> class_name('mmgdrq.GDRQHook')
+    'GDRQHook'
+    """
+    return kind.__name__ if isinstance(kind, type) else str(kind).split('.')[-1]
+
+
+def without_weights(part: Any) -> Any:
+    """A copy of a part of a config that loads no weights when a model is built or initialized.
+
+    ``pretrained``, ``teacher_ckpt`` and every ``init_cfg`` of type ``Pretrained`` go, however deep they lie; ways to
+    initialize without a file stay.
+
+    >>> without_weights(dict(pretrained='url', neck=dict(init_cfg=dict(type='Pretrained', checkpoint='url'))))
+    {'pretrained': None, 'neck': {'init_cfg': None}}
+    """
+    if isinstance(part, dict):
+        kept = {key: None if key in WEIGHTS or _loads(value) else without_weights(value) for key, value in part.items()}
+        return type(part)(kept)
+    if isinstance(part, (list, tuple)):
+        return type(part)([without_weights(item) for item in part if not _loads(item)])
+    return part
+
+
+def _loads(part: Any) -> bool:
+    return isinstance(part, dict) and class_name(part.get('type')) in ('Pretrained', 'PretrainedInit')
