@@ -15,8 +15,8 @@ from torch import nn
 
 from .convert import is_quantized_model, quantization_keys
 from .errors import CheckpointError
-from .hooks.unwrap import unwrap
 from .stages import BUFFER
+from .unwrap import unwrap
 
 _QUANTIZER = re.compile(r'(.*?)\.?\b(?:weight|activation)_quantizer(?=\.format$)')
 

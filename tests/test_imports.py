@@ -39,12 +39,13 @@ ALLOWED = {
     'schedule': {'errors'},
     'optimizer_check': {'errors', 'layers'},
     'scale_clip': {'layers', 'optimizer_check'},
+    'unwrap': {'errors'},
     'convert': {'errors', 'layers', 'policy', 'stages'},
     'plan_log': {'policy'},
     'heads': {'registry'},
     'builder': {'errors', 'layers', 'policy', 'schedule', 'stages', 'convert', 'plan_log', 'registry', 'deploy'},
     'analysis': {'files', 'quant', 'layers', 'analysis'},
-    'deploy': {'errors', 'files', 'quant', 'layers', 'policy', 'stages', 'convert'},
+    'deploy': {'errors', 'files', 'quant', 'layers', 'policy', 'stages', 'convert', 'unwrap'},
 }
 """Part -> the other parts it may import."""
 

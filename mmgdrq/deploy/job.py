@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any, Optional
 
 import torch
-from mmengine.model import is_model_wrapper
 from torch import nn
 
 from ..errors import ConfigError, ExportError
+from ..unwrap import unwrap
 from .artifact import check_out, load_folded, save_folded, stored_bytes
 from .codes import check_codes, compare_codes
 from .engines import ENGINES, REFERENCE, check_engine, open_engine
@@ -71,7 +71,7 @@ def deploy(
     engines = [profile for profile in profiles if profile in ENGINES]
     tests = (2 + len(engines) + bool(float_checkpoint)) if test else 0
     say = Steps(runner.logger.info, 3 + 2 * len(profiles) + tests)
-    model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+    model = unwrap(runner.model)
     _check_arguments(batches, rounds, test, float_checkpoint)
     check_out(out)
     if profiles:

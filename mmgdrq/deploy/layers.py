@@ -7,7 +7,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..layers import ActivationQuantizer, WeightQuantizer
 from ..layers.presence import remember_layers
 from ..quant import quantize
 
@@ -121,12 +120,7 @@ def become_folded_model(model: nn.Module, entries: dict[str, dict[str, Any]]) ->
     model.gdrq_folded = entries
     for module in model.modules():
         if hasattr(module, 'gdrq_present'):
-            remember_layers(module, count_quantizers(module))
-
-
-def count_quantizers(model: nn.Module) -> int:
-    """Number of quantizers in a model."""
-    return sum(isinstance(module, (ActivationQuantizer, WeightQuantizer)) for module in model.modules())
+            remember_layers(module)
 
 
 def unread_parameters(folded: nn.Module) -> list[str]:

@@ -8,7 +8,6 @@ from ..errors import ConfigError
 from ..layers.presence import refuse_new_float_layers, remember_layers
 from ..stages import get_stage, set_stage
 from .engine_result import CHILD, EngineResult, hook_up, simulated
-from .layers import count_quantizers
 from .places import Run, places_of
 
 SIMULATED = ('onnxruntime',)
@@ -39,7 +38,7 @@ def simulate(model: nn.Module, engine: str = 'onnxruntime', run: Optional[Run] =
         raise ConfigError('deploy: the model is not quantized. Call mmgdrq.quantize(model, ...) first')
     if simulated(model):
         raise ConfigError('deploy: the model simulates an engine already')
-    refuse_new_float_layers(model, count_quantizers(model))
+    refuse_new_float_layers(model)
     modules = dict(model.named_modules())
     for place in places_of(model, engine, run):
         tail = modules[place.tail]
@@ -49,5 +48,5 @@ def simulate(model: nn.Module, engine: str = 'onnxruntime', run: Optional[Run] =
     model.register_forward_pre_hook(hook_up)
     hook_up(model)
     set_stage(model, get_stage(model))
-    remember_layers(model, count_quantizers(model))  # those of the results, too, or they would make up for lost layers
+    remember_layers(model)  # those of the results, too, or they would make up for lost layers
     return model

@@ -15,7 +15,7 @@ from torch import nn
 from ..errors import ConfigError
 from ..layers import ActivationQuantizer, WeightQuantizer
 from ..stages import BUFFER, get_stage, switch_stage
-from .unwrap import unwrap
+from ..unwrap import unwrap
 
 Pair = tuple[nn.Module, nn.Module]
 

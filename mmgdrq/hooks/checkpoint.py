@@ -11,7 +11,7 @@ from ..convert import is_quantized_model, quantization_keys
 from ..deploy import load_folded, plug_engine
 from ..errors import CheckpointError
 from ..registry import HOOKS
-from .unwrap import unwrap
+from ..unwrap import unwrap
 
 
 @HOOKS.register_module()

@@ -18,12 +18,12 @@ from ..registry import HOOKS
 from ..scale_clip import ScaleClip
 from ..schedule import Schedule
 from ..stages import get_stage, set_stage
+from ..unwrap import refuse_sharding, unwrap
 from .averages import AveragesHook
 from .best import forget_best
 from .checkpoint import drop_code
 from .range_check import RangeCheckHook
 from .stage_log import warn_unreached, warn_unrounded
-from .unwrap import refuse_sharding, unwrap
 
 KEYS = ('weight', 'activation', 'rules', 'stages', 'scale_clip', 'execution', 'deploy', 'priority')
 UNCLIPPED_STAGES = ('float',)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ..layers import FLOAT, QUANTIZE, ActivationQuantizer
 from ..registry import HOOKS
-from .unwrap import unwrap
+from ..unwrap import unwrap
 
 FIRST_LOOK = 10
 """Iterations before the first look."""

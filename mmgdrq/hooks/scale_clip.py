@@ -6,9 +6,9 @@ from ..layers import manage_registered
 from ..plan_log import log_plan
 from ..registry import HOOKS
 from ..scale_clip import ScaleClip
+from ..unwrap import refuse_sharding, unwrap
 from .averages import AveragesHook
 from .gdrq import optimizers_of
-from .unwrap import refuse_sharding, unwrap
 
 
 @HOOKS.register_module()

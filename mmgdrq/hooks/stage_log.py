@@ -2,7 +2,7 @@
 
 from ..schedule import STAGE_KEYS, Schedule
 from ..stages import BUFFER, get_stage
-from .unwrap import unwrap
+from ..unwrap import unwrap
 
 NOT_ROUNDED = {
     'float': 'nothing is rounded',

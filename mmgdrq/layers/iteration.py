@@ -38,7 +38,7 @@ def manage(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, WeightQuantizer):
             module.cache.per_iteration = True
-    remember_layers(model, sum(isinstance(m, (ActivationQuantizer, WeightQuantizer)) for m in model.modules()))
+    remember_layers(model)
     model.register_forward_pre_hook(_begin)
     model.register_forward_hook(_end)
 

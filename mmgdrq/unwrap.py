@@ -3,7 +3,7 @@
 from mmengine.model import BaseTTAModel, is_model_wrapper
 from torch import nn
 
-from ..errors import ConfigError
+from .errors import ConfigError
 
 SHARDING = (
     'FSDPModule',
