@@ -72,8 +72,7 @@ class ActivationQuantizer(Quantizer):
             self.observe(x)
         if not self.is_ready():
             return self._idle(self._without_range(x))
-        if not (self.managed and self.training):  # else once an iteration
-            self.keep_positive()
+        self.keep_positive()
         if self.mode == CLIP:
             clip = encode_clipped if encode else clip_activation
             return clip(self._idle(x), self.threshold.detach(), self._signed)

@@ -66,7 +66,7 @@ def _begin(model: nn.Module, args) -> None:
     refuse_new_float_layers(model, len(quantizers) + len(weights))
     for quantizer in quantizers + weights:
         quantizer.hold(frozen)
-    keep_positive(quantizers + weights)
+    keep_positive(quantizers + weights)  # here for compiled models; calls outside of this pass do it by themselves
     step_thresholds(quantizers)
     for quantizer in quantizers:
         quantizer.observing, quantizer.frozen = observing, model.training and frozen

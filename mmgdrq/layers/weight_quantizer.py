@@ -98,8 +98,7 @@ class WeightQuantizer(Quantizer):
             return weight_range(weight, self.spec)
         if not self.is_ready():
             self.renew(weight)
-        if not (self.cache.per_iteration and self.training):  # else once an iteration
-            self.keep_positive()
+        self.keep_positive()
         return self.alpha
 
     def is_ready(self) -> bool:
