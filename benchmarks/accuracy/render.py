@@ -4,8 +4,10 @@ import argparse
 from pathlib import Path
 from statistics import mean, stdev
 
+from render_distributions import distribution
 from rows import BITS, HEADLINE, PEERS, ROWS
 from store import RESULTS, load
+from tables import stamp, table
 
 OUT = Path(__file__).resolve().parents[2] / 'docs' / 'results.md'
 TITLES = {
@@ -35,7 +37,8 @@ def main() -> None:
     parser.add_argument('--results', type=Path, default=RESULTS)
     parser.add_argument('--out', type=Path, default=OUT)
     args = parser.parse_args()
-    parts = [INTRODUCTION, summary(args.results), DISCUSSION, distribution(args.results)]
+    parts = [INTRODUCTION, summary(args.results), DISCUSSION, against_defaults(args.results)]
+    parts.append(distribution(args.results))
     measured = [task for task in TITLES if list(load(task, args.results))]
     parts += [section(task, *TITLES[task], args.results) for task in measured]
     parts.append(unmeasured([task for task in TITLES if task not in measured]))
@@ -102,6 +105,30 @@ def _lost(row: Values, reference: Values) -> str:
     return f'{change(changes)} ({len(changes)})' if changes else ''
 
 
+def against_defaults(root: Path) -> str:
+    """Other rules against the defaults at the same bits, over all tasks."""
+    measured = {task: metrics(list(load(task, root)), metric) for task, (_, metric) in TITLES.items()}
+    lines = []
+    for default in TARGETS:
+        bits = default.removeprefix('gdrq-')
+        for row in ROWS:
+            if row.name == default or not row.name.endswith(f'-{bits}'):
+                continue
+            changes = {task: differences(values[row.name], values[default]) for task, values in measured.items()}
+            pooled = [value for found in changes.values() for value in found]
+            if len(pooled) > 1:
+                tasks = sum(map(bool, changes.values()))
+                lines.append((row.name, row.about, change(pooled), str(len(pooled)), str(tasks)))
+    if not lines:
+        return ''
+    about = (
+        'Rows against gdrq-w2a4 and gdrq-w4a4 (positive: better than the defaults), in points of the metric of each '
+        'task, with the standard error over all runs that have a partner of the same task and seed. Rows with one '
+        'such run are left out.'
+    )
+    return '\n\n'.join(['## Against the defaults', about, table(('row', 'what', 'difference', 'runs', 'tasks'), lines)])
+
+
 def metrics(runs: list[dict], metric: str) -> dict[str, Values]:
     """The metric of every run of every row."""
     return {row.name: {run['seed']: run[metric] for run in runs if run['row'] == row.name} for row in ROWS}
@@ -116,103 +143,6 @@ def change(changes: list[float]) -> str:
     """Mean of differences, with its standard error where there is more than one."""
     error = f' ± {stdev(changes) / len(changes) ** 0.5:.2f}' if len(changes) > 1 else ''
     return f'{mean(changes):+.2f}{error}'
-
-
-def distribution(root: Path) -> str:
-    """Figure 5 and the trained network before and after Scale-Clip."""
-    runs = {run['row']: run for run in load('distribution', root)}
-    parts = ['## Distributions']
-    if 'figure5' in runs:
-        parts.append(_figure5(runs['figure5']))
-    if 'network' in runs:
-        parts.append(_network(runs['network']))
-    if 'thresholds' in runs:
-        parts.append(_thresholds(runs['thresholds']))
-    if 'projection' in runs:
-        parts.append(_projection(runs['projection']))
-    return '\n\n'.join(parts) if runs else ''
-
-
-def _figure5(run: dict) -> str:
-    rows = [
-        (str(r['bits']), f"`'{r['grid']}'`", r['distribution'], f'{r["loss"]:.3f}', f'{r["alpha"]:.2f}')
-        for r in run['rows']
-    ]
-    return '\n\n'.join(
-        [
-            "Quantized-loss (p = 1) at its best range on 200,000 samples. The paper's figure 5 is the two's complement "
-            'grid with 4 bits.',
-            table(('bits', 'grid', 'distribution', 'quantized-loss', 'alpha* / mean\\|w\\|'), rows),
-            '![quantized-loss over alpha](images/figure5.png)',
-            f'`python benchmarks/accuracy/distribution.py`, {stamp([run])}',
-        ]
-    )  # fmt: skip
-
-
-def _network(run: dict) -> str:
-    names = {'before': 'float', 'after': 'after Scale-Clip', 'quantized': 'after quantized training'}
-    rows = []
-    for key, values in run['rows'].items():
-        cells = ('weight_loss', 'weight_gap', 'input_loss', 'input_gap')
-        rows.append((names[key], *(f'{values[c]:.3f}' for c in cells)))
-    layers = next(iter(run['rows'].values()))['layers']
-    head = ('checkpoint', 'weight: quantized-loss', 'weight: distance', 'input: quantized-loss', 'input: distance')
-    pictures = '\n'.join(f'![weights: {names[key]}](images/weights_{key}.png)' for key in run['rows'])
-    return '\n\n'.join(
-        [
-            f'A trained detector (`{run["config"]}`), mean over its {layers} layers with 2-bit weights and 4-bit '
-            'inputs. Quantized-loss at the range of the rule; distance: Kolmogorov-Smirnov, of the magnitudes to the '
-            'uniform distribution with the same mean. Lower is better.',
-            table(head, rows),
-            pictures,
-            f'`python benchmarks/accuracy/distribution.py --config ... --before ... --after ...`, {stamp([run])}',
-        ]
-    )  # fmt: skip
-
-
-def _thresholds(run: dict) -> str:
-    about = (
-        f'Thresholds of the inputs of a trained detector ({run["network"]}), layers below 8 bits: k is the threshold '
-        'of the least squared error in units of a statistic of the input, mean over the layers. A rule with one k for '
-        'all layers needs a small variation (standard deviation / mean). `lehmer` is the default.'
-    )
-    rows = [
-        (
-            r['statistic'],
-            'signed' if r['signed'] else 'unsigned',
-            str(r['layers']),
-            f'{r["k"]:.2f}',
-            f'{r["variation"]:.3f}',
-        )
-        for r in run['rows']
-    ]
-    return '\n\n'.join(
-        [
-            about,
-            table(('statistic', 'grid', 'layers', 'k', 'variation of k'), rows),
-            f'`python benchmarks/accuracy/thresholds.py CONFIG CHECKPOINT`, {stamp([run])}',
-        ]
-    )
-
-
-def _projection(run: dict) -> str:
-    ks, counts = (sorted({row[key] for row in run['rows']}) for key in ('k', 'repeats'))
-    found = {(row['k'], row['repeats']): row for row in run['rows']}
-    rows = [
-        (f'{k:g}', *(f'{found[k, n]["kept"]:.3f}' for n in counts[1:]), *(f'{found[k, n]["gap"]:.3f}' for n in counts))
-        for k in ks
-    ]
-    head = ('k', *(f'kept, {n}x' for n in counts[1:]), *(f'distance, {n}x' for n in counts))
-    return '\n\n'.join(
-        [
-            'Scale-Clip alone, repeated without any training, on the published float weights of a ResNet-20. Kept: '
-            'mean|W| as a share of what it was; distance: as above, a filter at a time. Means over the layers with '
-            '2-bit weights. The distance rises where clipped weights gather on the edge of the range: a projection '
-            'without training in between does not spread them.',
-            table(head, rows),
-            f'`python benchmarks/accuracy/projection.py --data ...`, {stamp([run])}',
-        ]
-    )
 
 
 def section(task: str, title: str, metric: str, root: Path) -> str:
@@ -284,19 +214,6 @@ def _row(row, values: Values, reference: Values) -> tuple[str, ...]:
     spread = f' ± {stdev(values.values()):.2f}' if count > 1 else ''
     changes = [] if values is reference else differences(values, reference)
     return row.name, f'{mean(values.values()):.2f}{spread}', change(changes) if changes else '', str(count), row.about
-
-
-def table(head, rows) -> str:
-    """A markdown table."""
-    lines = [head, ['---'] * len(head), *rows]
-    return '\n'.join('| ' + ' | '.join(line) + ' |' for line in lines)
-
-
-def stamp(runs: list[dict]) -> str:
-    """Days and machines of runs."""
-    days = sorted({run['date'] for run in runs})
-    days = days[0] if len(days) == 1 else f'{days[0]} to {days[-1]}'
-    return f'{days}, {"; ".join(sorted({run["machine"] for run in runs}))}.'
 
 
 if __name__ == '__main__':

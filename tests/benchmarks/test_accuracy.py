@@ -22,6 +22,8 @@ MODULES = (
     'peers',
     'projection',
     'render',
+    'render_distributions',
+    'tables',
     'rows',
     'run',
     'store',
@@ -146,6 +148,26 @@ def test_differences_are_those_of_the_same_seeds(benchmark):
     assert render.change(changes) == '-0.75 ± 0.25'
     assert render.change(changes[:1]) == '-1.00'
     assert render.differences({3: 90.0}, {0: 88.0}) == []
+
+
+def test_rules_are_compared_with_the_defaults_over_tasks(benchmark, tmp_path):
+    render, store = benchmark('render'), benchmark('store')
+    made = {
+        'classification': {'gdrq-w2a4': {0: 80.0, 1: 81.0}, 'k1-w2a4': {0: 81.0, 1: 81.5, 2: 90.0}},
+        'resnet18_digits': {'gdrq-w2a4': {5: 70.0}, 'k1-w2a4': {5: 70.6}, 'layer-w2a4': {5: 71.0}, 'k4-w4a4': {5: 1.0}},
+    }
+    for task, rows in made.items():
+        for row, values in rows.items():
+            for seed, value in values.items():
+                store.save(task, row, seed, {'top-1': value}, tmp_path)
+    lines = render.against_defaults(tmp_path).splitlines()
+    assert [line for line in lines if line.startswith('| k') or line.startswith('| l')] == [
+        '| k1-w2a4 | k = 1 | +0.70 ± 0.15 | 3 | 2 |'
+    ]
+
+
+def test_cells_may_hold_bars(benchmark):
+    assert benchmark('tables').table(('k', 'what'), [('1', 'mean|A|')]).splitlines()[-1] == '| 1 | mean\\|A\\| |'
 
 
 def test_row_of_a_detector_takes_data_start_and_quantization(benchmark, tmp_path):
