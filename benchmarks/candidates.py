@@ -104,7 +104,7 @@ def _frozen(model: nn.Module, batch: tuple) -> nn.Module:
     model = _gdrq()(model, batch)
     model.train()
     model.loss(*batch)
-    model.net.gdrq_frozen = True
+    mmgdrq.freeze(model.net)
     return model
 
 

@@ -9,7 +9,7 @@ from .hooks import GDRQHook, ScaleClipHook
 from .layers import Conv2d, Linear, set_execution
 from .policy import make_plan as plan
 from .scale_clip import ScaleClip
-from .stages import get_stage, set_stage
+from .stages import freeze, get_stage, set_stage
 from .version import __version__
 
 __all__ = [
@@ -23,6 +23,7 @@ __all__ = [
     'build_ssd_head',
     'compat',
     'fold',
+    'freeze',
     'get_stage',
     'load_deployed',
     'loading',

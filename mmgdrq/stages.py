@@ -87,6 +87,20 @@ def get_stage(model: nn.Module) -> str:
     return model.gdrq_stage_name
 
 
+def freeze(model: nn.Module, frozen: bool = True) -> None:
+    """Let activation ranges, learned ranges and BN statistics stay as they are while the weights train on.
+
+    Args:
+        model: a quantized model that has its ranges.
+        frozen: False lets them move again, those of BN after the next ``model.train()``.
+
+    Raises:
+        ConfigError: the model is not quantized.
+    """
+    _check_quantized(model, 'freeze')
+    model.gdrq_frozen = frozen
+
+
 def _refuse_unled(model: nn.Module, args) -> None:
     if model.training and not model.gdrq_led:
         raise ConfigError(

@@ -142,3 +142,36 @@ def test_a_float_model_has_no_stage():
         mmgdrq.set_stage(nn.Linear(2, 2), 'reshape')
     with pytest.raises(ConfigError, match=r'get_stage: .*not quantized. Call mmgdrq.quantize'):
         mmgdrq.get_stage(nn.Linear(2, 2))
+
+
+def with_norm():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 2, 1))
+    return mmgdrq.quantize(model, activation=dict(bits=4, range='learned'))
+
+
+def test_freeze_in_a_training_loop_of_ones_own():
+    model, images = with_norm(), torch.randn(4, 3, 6, 6)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+
+    def train():
+        model.train()(images).square().sum().backward()
+        optimizer.step()
+        return {key: value.clone() for key, value in model.state_dict().items()}
+
+    def moved(before, after):
+        return {key for key in before if not torch.equal(before[key], after[key])}
+
+    ranges = {f'{layer}.activation_quantizer.threshold' for layer in (0, 3)}
+    statistics = {'1.running_mean', '1.running_var', '1.num_batches_tracked'}
+    assert moved(train(), train()) >= ranges | statistics
+    mmgdrq.freeze(model)
+    before, after = train(), train()
+    assert {'0.weight', '1.weight', '3.weight'} <= moved(before, after)
+    assert not moved(before, after) & (ranges | statistics)
+    mmgdrq.freeze(model, False)
+    assert moved(train(), train()) >= ranges | statistics
+
+
+def test_only_a_quantized_model_is_frozen():
+    with pytest.raises(ConfigError, match='freeze: the model is not quantized'):
+        mmgdrq.freeze(nn.Linear(2, 2))

@@ -6,18 +6,17 @@ from typing import Any, Optional
 from mmengine.optim import OptimWrapperDict
 from mmengine.runner import IterBasedTrainLoop
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..convert import is_quantized_model, quantize
 from ..deploy import simulate, simulated
 from ..errors import ConfigError, unknown_key
-from ..layers import set_execution
+from ..layers import is_frozen, set_execution
 from ..plan_log import log_plan
 from ..policy import make_plan
 from ..registry import HOOKS
 from ..scale_clip import ScaleClip
 from ..schedule import Schedule
-from ..stages import get_stage, set_stage
+from ..stages import freeze, get_stage, set_stage
 from ..unwrap import refuse_sharding, unwrap
 from .averages import AveragesHook
 from .best import forget_best
@@ -180,11 +179,9 @@ class GDRQHook(AveragesHook):
             forget_best(runner, get_stage(self.model))
             set_stage(self.model, stage)
             runner.logger.info("mmgdrq: stage '%s' begins", stage)
-        if frozen and not getattr(self.model, 'gdrq_frozen', False):
+        if frozen and not is_frozen(self.model):
             runner.logger.info('mmgdrq: activation ranges and BN statistics are frozen from here on')
-        self.model.gdrq_frozen = frozen
-        if frozen:
-            freeze_batch_norm(self.model)
+        freeze(self.model, frozen)
         if self.projection is not None:
             self.projection.enabled = stage not in UNCLIPPED_STAGES
 
@@ -194,13 +191,6 @@ def optimizers_of(runner) -> list:
     wrapper = runner.optim_wrapper
     wrappers = wrapper.values() if isinstance(wrapper, OptimWrapperDict) else [wrapper]
     return [w.optimizer for w in wrappers]
-
-
-def freeze_batch_norm(model: nn.Module) -> None:
-    """Let all BN layers use their running statistics, and leave these as they are."""
-    for module in model.modules():
-        if isinstance(module, _BatchNorm):
-            module.eval()
 
 
 def _refuse_bypasses(runner) -> None:

@@ -7,7 +7,7 @@ from .catalog import Replacement, float_reason, let_parents_read, read_reasons, 
 from .conv import Conv2d
 from .conv_nd import Conv1d, Conv3d
 from .execution import Execution, set_execution
-from .iteration import activation_quantizers, manage, manage_registered, quantized_layers
+from .iteration import activation_quantizers, is_frozen, manage, manage_registered, quantized_layers
 from .linear import Linear
 from .quantizer import CLIP, FLOAT, QUANTIZE
 from .relu import LeanReLU, set_lean_relu
@@ -38,6 +38,7 @@ __all__ = [
     'built_specs',
     'call_projections',
     'float_reason',
+    'is_frozen',
     'is_quantized',
     'let_parents_read',
     'manage',

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from .activation_quantizer import ActivationQuantizer, settle_first_ranges, step_thresholds
 from .base import is_quantized
@@ -57,13 +58,22 @@ def _name_layers(model: nn.Module) -> None:
             module.layer_name = name.rpartition('.')[0]
 
 
+def is_frozen(model: nn.Module) -> bool:
+    """Whether :func:`mmgdrq.freeze` holds the ranges of ``model``."""
+    return getattr(model, 'gdrq_frozen', False)
+
+
 def _begin(model: nn.Module, args) -> None:
-    frozen = getattr(model, 'gdrq_frozen', False)
+    frozen = is_frozen(model)
     observing = model.training and not frozen
     modules = list(model.modules())
     quantizers = [m for m in modules if isinstance(m, ActivationQuantizer)]
     weights = [m for m in modules if isinstance(m, WeightQuantizer)]
     refuse_new_float_layers(model, len(quantizers) + len(weights))
+    if model.training and frozen:
+        for module in modules:
+            if isinstance(module, _BatchNorm):
+                module.eval()
     for quantizer in quantizers + weights:
         quantizer.hold(frozen)
     keep_positive(quantizers + weights)  # here for compiled models; calls outside of this pass do it by themselves

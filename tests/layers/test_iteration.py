@@ -140,7 +140,7 @@ def test_eval_changes_no_buffer(rule):
 def test_a_frozen_layer_needs_a_range_for_what_is_not_zero():
     x = exact(0, 3, 6)
     net = mmgdrq.quantize(nn.Sequential(nn.Linear(6, 4)))
-    net.gdrq_frozen = True
+    mmgdrq.freeze(net)
     for nothing in (x[:0], x * 0):
         assert torch.equal(net.train()(nothing), F.linear(nothing, net[0].weight_quantizer(net[0].weight), net[0].bias))
     with pytest.raises(QuantizationError, match='0: the activation ranges are frozen, but it has none'):
@@ -150,21 +150,21 @@ def test_a_frozen_layer_needs_a_range_for_what_is_not_zero():
     mmgdrq.set_stage(net, 'quantize')
     with pytest.raises(QuantizationError, match='never set'):
         net.eval()(x)
-    net.gdrq_frozen = False
+    mmgdrq.freeze(net, False)
     net.train()(x)
-    net.gdrq_frozen = True
+    mmgdrq.freeze(net)
     net(x)
     net.eval()(x)
 
 
 def test_frozen_ranges_stay():
     net = trained(small_net())
-    net.gdrq_frozen = True
+    mmgdrq.freeze(net)
     before = ranges(net)
     for seed in range(3):
         net.train()(inputs(seed) * 10)
     assert_same(ranges(net), before)
-    net.gdrq_frozen = False
+    mmgdrq.freeze(net, False)
     net(inputs() * 10)
     after = ranges(net)
     key = '0.activation_quantizer.threshold'
@@ -197,14 +197,14 @@ def test_a_later_call_of_the_first_iteration_that_is_not_finite_names_the_layer(
 @pytest.mark.parametrize('rule', ['mean', 'search'])
 def test_frozen_ranges_stay_while_the_weights_move(rule):
     net = trained(small_net(), weight=dict(bits=3, range=rule), activation=dict(bits=4, range=rule))
-    net.gdrq_frozen = True
+    mmgdrq.freeze(net)
     before = ranges(net)
     with torch.no_grad():
         for parameter in net.parameters():
             parameter.mul_(3)
     net.train()(inputs(5) * 10)
     assert_same(ranges(net), before)
-    net.gdrq_frozen = False
+    mmgdrq.freeze(net, False)
     net(inputs(5) * 10)
     after = ranges(net)
     if rule == 'search':

@@ -76,13 +76,13 @@ def test_frozen_learned_ranges_keep_their_value(momentum):
     train()
     frozen = ranges()
     assert any(not torch.equal(before[key], frozen[key]) for key in before)
-    net.gdrq_frozen = True
+    mmgdrq.freeze(net)
     for _ in range(3):
         train()
         outputs = net.eval()(exact(0, 5, 6))
         net.train()
         assert all(torch.equal(value, frozen[key]) for key, value in ranges().items())
     assert not torch.equal(outputs, torch.zeros_like(outputs))
-    net.gdrq_frozen = False
+    mmgdrq.freeze(net, False)
     train()
     assert any(not torch.equal(value, frozen[key]) for key, value in ranges().items())

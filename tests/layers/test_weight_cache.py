@@ -93,7 +93,7 @@ def test_a_pass_with_gradients_follows_the_weight(change, rule, training):
     x = torch.randn(4, 3, 8, 8)
     model(x)
     model.train(training)
-    model.gdrq_frozen = True
+    mmgdrq.freeze(model)
     first = model(x).detach()
     assert torch.equal(model(x), first)
     change(model[3].weight)
