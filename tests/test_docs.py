@@ -47,11 +47,13 @@ def configs(tmp_path, monkeypatch) -> list[Config]:
 
 def test_the_configs_of_the_page_are_quantized_as_it_says(configs):
     plan_of = importlib.import_module('plan').plan_of
-    tuned, with_hooks, by_hook, by_builder = (plan_of(cfg, 'usage.md') for cfg in configs)
+    tuned, with_hooks, by_hook, by_builder, learned = (plan_of(cfg, 'usage.md') for cfg in configs)
     reasons = {row.reason for row in tuned}
     assert reasons == {'reads the image', 'prediction layer', ''}, 'nothing is frozen'
     assert len(with_hooks.quantized) == len(with_hooks)
     assert by_hook == by_builder
+    below_8_bits = [row for row in learned if row.weight.bits < 8]
+    assert {(row.weight.range, row.activation.range) for row in below_8_bits} == {('learned', 'learned')}
     assert {row.weight.bits for row in by_hook if row.name.startswith('neck')} == {4}
     assert {row.activation.bits for row in by_hook if 'bbox_head' in row.name} == {4, 8}
     assert {row.weight for row in by_hook if row.name.startswith('backbone.layer4')} == {None}
