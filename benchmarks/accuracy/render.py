@@ -73,9 +73,9 @@ DISCUSSION = """What the rows say, as far as their seeds go:
   above single filters there, by less than the seeds can tell.
 - **Against LSQ** at W2A4 the defaults are ahead on most tasks and over all of them (next section), by most on the
   detectors; they are behind on PSPNet and SSD.
-- **Four bits**: learned ranges without Scale-Clip gain most where W4A4 misses its aim, on ResNet-20 and PSPNet, but over
-  all tasks neither they nor searched ranges nor larger k are above the defaults by more than chance. So the defaults
-  are the same rules at all bits.
+- **Four bits**: learned ranges without Scale-Clip gain most where W4A4 misses its aim, on ResNet-20 and PSPNet, but
+  over all tasks neither they nor searched ranges nor larger k are above the defaults by more than chance. So the
+  defaults are the same rules at all bits.
 - **The learning rate** matters as well. That of FCN and RetinaNet was chosen by hand, for W2A4 on the first seed, from
   two to four (`lr` of the experiment); float has it too. Those trials are not kept, and other tasks had none.
 - **SSD**'s float start is far from converged, so its rows show no loss from rounding, but no more than that."""
