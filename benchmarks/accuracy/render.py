@@ -61,7 +61,8 @@ DISCUSSION = """What the rows say, as far as their seeds go:
   the one with float weights. ResNet-20 and FCN have 16 to 128 channels, so that few products average an error out;
   ResNet-50 and VGG-11, with more of them, lose least. Six times the steps halve the loss of ResNet-20, at 4 bits as
   well; four times the epochs do not help FCN, whose float model goes on learning as fast. PSPNet, with twice the
-  channels and from a float model that hardly gains any more, loses less.
+  channels and from a float model that hardly gains any more, loses less; with learned ranges a filter and without
+  Scale-Clip it is about at its aims, at both widths.
 - **The threshold of the inputs** decides next: the paper's mean with too small a k loses most of all rules, and the
   Lehmer rule needs no tuning. Learned input ranges (`range='learned'`, by the builder) are about as good, and better by
   more than a point in RetinaNet, whose head has no BN and is shared over levels; so the RetinaNet configs with W2A4
@@ -73,6 +74,9 @@ DISCUSSION = """What the rows say, as far as their seeds go:
   above single filters there, by less than the seeds can tell.
 - **Against LSQ** at W2A4 the defaults are ahead on most tasks and over all of them (next section), by most on the
   detectors; they are behind on PSPNet and SSD.
+- **Learned ranges without Scale-Clip**, a filter each, are above the defaults at 2 bits as well, by not much more than
+  chance over the three tasks that have them. They need the builder, and are the first thing to try where the defaults
+  lose too much.
 - **Four bits**: learned ranges without Scale-Clip gain most where W4A4 misses its aim, on ResNet-20 and PSPNet, but
   over all tasks neither they nor searched ranges nor larger k are above the defaults by more than chance. So the
   defaults are the same rules at all bits.
