@@ -78,7 +78,7 @@ DISCUSSION = """What the rows say, as far as their seeds go:
   chance over the three tasks that have them. They need the builder, and are the first thing to try where the defaults
   lose too much.
 - **Four bits**: learned ranges without Scale-Clip gain most where W4A4 misses its aim, on ResNet-20 and PSPNet, but
-  over all tasks neither they nor searched ranges nor larger k are above the defaults by more than chance. So the
+  over all tasks neither they nor searched ranges nor larger k are above the defaults by much more than chance. So the
   defaults are the same rules at all bits.
 - **The learning rate** matters as well. That of FCN and RetinaNet was chosen by hand, for W2A4 on the first seed, from
   two to four (`lr` of the experiment); float has it too. Those trials are not kept, and other tasks had none.
