@@ -36,7 +36,8 @@ class ScaleClipHook(AveragesHook):
             )
         log_plan(model, runner.logger)
         super().before_train(runner)
-        self.handles = [ScaleClip(model).attach(optimizer) for optimizer in optimizers_of(runner)]
+        projection = ScaleClip(model)  # one, as it looks at all optimizers together
+        self.handles = [projection.attach(optimizer) for optimizer in optimizers_of(runner)]
 
     def after_train(self, runner) -> None:
         """Detach the projection."""

@@ -1,11 +1,14 @@
 """Scale-Clip under real runners, by GDRQHook and by its own hook."""
 
 import copy
+import warnings
 from unittest import mock
 
 import pytest
 import torch
+from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.registry import MODELS
+from mmengine.runner import Runner
 
 import mmgdrq
 from mmgdrq.layers import activation_quantizer
@@ -14,6 +17,7 @@ from tests.toy import (
     ToyModel,
     error_of,
     thresholds,
+    toy_config,
     toy_runner,
     unequal,
     weights,
@@ -154,3 +158,29 @@ def test_registered_layers_of_a_runner(tmp_path, hook):
 def test_scale_clip_hook_needs_a_quantized_model(tmp_path):
     runner = toy_runner(tmp_path, custom_hooks=[dict(type='mmgdrq.ScaleClipHook')])
     assert 'GDRQHook' in str(error_of(runner))
+
+
+class TwoOptimizers(ToyModel):
+    """One optimizer for the weights, another for the ranges."""
+
+    def train_step(self, data, optim_wrapper):
+        losses = self(**data, mode='loss')
+        losses['loss'].backward()
+        for wrapper in optim_wrapper.values():
+            wrapper.step()
+            wrapper.zero_grad()
+        return losses
+
+
+@pytest.mark.parametrize('hook', ['ScaleClipHook', 'GDRQHook'])
+def test_the_optimizers_of_a_runner_are_looked_at_together(tmp_path, hook):
+    model = mmgdrq.quantize(TwoOptimizers(), activation=dict(bits=4, range='learned'))
+    ranges = [p for name, p in model.named_parameters() if 'quantizer' in name]
+    weights = [p for name, p in model.named_parameters() if 'quantizer' not in name]
+    wrappers = [OptimWrapper(torch.optim.SGD(part, 0.01)) for part in (weights, ranges)]
+    config = toy_config(tmp_path, custom_hooks=[dict(type=f'mmgdrq.{hook}')])
+    optimizers = OptimWrapperDict(weights=wrappers[0], ranges=wrappers[1])
+    runner = Runner(**{**config, 'model': model, 'optim_wrapper': optimizers, 'default_hooks': dict(logger=None)})
+    with warnings.catch_warnings():
+        warnings.filterwarnings('error', message='mmgdrq: no optimizer holds')
+        runner.train()
