@@ -92,5 +92,6 @@ def keep_positive(quantizers: Iterable[Quantizer]) -> None:
 
 def _same_format(saved: Tensor, expected: Tensor) -> bool:
     """Equal in the lower of both precisions: a model in half precision rounds its multiplier."""
-    lower = max(saved.dtype, expected.dtype, key=lambda dtype: torch.finfo(dtype).eps)
+    dtypes = [tensor.dtype for tensor in (saved, expected) if tensor.is_floating_point()]
+    lower = max(dtypes, key=lambda dtype: torch.finfo(dtype).eps)
     return torch.equal(saved.to(lower), expected.to(lower))

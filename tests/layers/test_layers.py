@@ -251,6 +251,15 @@ def test_in_single_precision_a_format_is_exact(group_size, k):
         net(group_size=group_size, k=k).load_state_dict(net(group_size=512, k=3.0).state_dict())
 
 
+def test_a_format_of_integers_is_compared_like_any_other():
+    quant = dict(weight=dict(bits=3, range='search'))
+    state = mmgdrq.quantize(small_net(), **quant).state_dict()
+    whole = {key: value.long() if key.endswith('.format') else value for key, value in state.items()}
+    mmgdrq.quantize(small_net(), **quant).load_state_dict(whole)
+    with pytest.raises(CheckpointError, match=r'quantized with bits=3, .* the config asks for bits=4'):
+        mmgdrq.quantize(small_net(), weight=dict(bits=4, range='search')).load_state_dict(whole)
+
+
 def test_half_precision_does_not_change_what_a_model_says_of_itself():
     quant = dict(weight=dict(bits=2, k=1.7))
     half = mmgdrq.quantize(small_net(), **quant).half().state_dict()
