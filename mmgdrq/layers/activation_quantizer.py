@@ -24,7 +24,7 @@ from ..quant import (
     threshold_of,
 )
 from ..quant.spec import MEAN_RULES
-from .quantizer import CLIP, FLOAT, QUANTIZE, Quantizer
+from .quantizer import CLIP, FLOAT, QUANTIZE, Quantizer, keep_positive
 
 
 class ActivationQuantizer(Quantizer):
@@ -72,7 +72,7 @@ class ActivationQuantizer(Quantizer):
             self.observe(x)
         if not self.is_ready():
             return self._idle(self._without_range(x))
-        self.keep_positive()
+        keep_positive([self])
         if self.mode == CLIP:
             clip = encode_clipped if encode else clip_activation
             return clip(self._idle(x), self.threshold.detach(), self._signed)

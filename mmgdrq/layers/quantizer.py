@@ -62,13 +62,9 @@ class Quantizer(nn.Module):
         learned = self.learned()
         return tensor if learned is None or not torch.is_grad_enabled() else keep_in_graph(tensor, learned)
 
-    def keep_positive(self) -> None:
-        """:func:`keep_positive` of one quantizer."""
-        keep_positive([self])
-
     def _save_to_state_dict(self, *args) -> None:
         self.hold(self._held is not None)
-        self.keep_positive()
+        keep_positive([self])
         super()._save_to_state_dict(*args)
 
     def forget(self) -> None:

@@ -21,7 +21,7 @@ from ..quant import (
 )
 from ..quant.spec import GRIDS
 from .cache import WeightCache
-from .quantizer import FLOAT, Quantizer
+from .quantizer import FLOAT, Quantizer, keep_positive
 
 
 class WeightQuantizer(Quantizer):
@@ -98,7 +98,7 @@ class WeightQuantizer(Quantizer):
             return weight_range(weight, self.spec)
         if not self.is_ready():
             self.renew(weight)
-        self.keep_positive()
+        keep_positive([self])
         return self.alpha
 
     def is_ready(self) -> bool:
