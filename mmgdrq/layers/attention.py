@@ -20,12 +20,22 @@ class Projection(QuantizedLayer, nn.Module):
     Args:
         owner: the attention.
         index: 0 for queries, 1 for keys, 2 for values.
+        weight, activation: as for :class:`mmgdrq.Linear`.
+        name: of the layer.
     """
 
-    def __init__(self, owner: nn.MultiheadAttention, index: int) -> None:
-        nn.Module.__init__(self)  # the quantizers follow, in `attach`: they need the owner's weight
+    def __init__(
+        self,
+        owner: nn.MultiheadAttention,
+        index: int,
+        weight: WeightConfig,
+        activation: ActivationConfig,
+        name: str,
+    ) -> None:
+        nn.Module.__init__(self)
         self.owner = (owner,)  # in a tuple: not a child module
         self.index = index
+        self.attach(weight, activation, name)  # only now, as it reads the owner's weight
 
     @property
     def weight(self) -> Tensor:
@@ -59,14 +69,12 @@ class MultiheadAttention(nn.MultiheadAttention):
     def attach(self, weight: WeightConfig, activation: ActivationConfig, name: str) -> None:
         """Add the three projections with their quantizers; ``out_proj`` is a layer of its own."""
         for index, part in enumerate(PROJECTIONS):
-            projection = Projection(self, index)
-            projection.attach(weight, activation, f'{name}.{part}')
-            self.add_module(part, projection)
+            self.add_module(part, Projection(self, index, weight, activation, f'{name}.{part}'))
 
     def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
         super()._load_from_state_dict(state_dict, prefix, *args)
         for part in PROJECTIONS:
-            if {f'{prefix}in_proj_weight', f'{prefix}{part}_weight'} & set(state_dict):
+            if any(prefix + key in state_dict for key in ('in_proj_weight', f'{part}_weight')):
                 self.get_submodule(part).forget_ranges(state_dict, f'{prefix}{part}.')
 
     def forward(
