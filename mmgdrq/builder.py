@@ -73,7 +73,7 @@ def build_quantized(base_type: Optional[str] = None, quant: Optional[Mapping[str
         simulate(built, deploy)
     if execution is not None:
         set_execution(built, **execution)
-    _expect_scale_clip(built)
+    _announce_training(built)
     return built
 
 
@@ -90,13 +90,13 @@ def _build_float(base_type: str, config: Mapping[str, Any]) -> nn.Module:
         raise
 
 
-def _expect_scale_clip(model: nn.Module) -> None:
+def _announce_training(model: nn.Module) -> None:
     """Let ``model`` log its plan when it begins to train, and warn where nothing is there to clip its weights."""
     model.gdrq_clipped = not any(isinstance(module, WeightQuantizer) for module in model.modules())
-    model.register_forward_pre_hook(_at_the_first_training)
+    model.register_forward_pre_hook(_announce)
 
 
-def _at_the_first_training(model: nn.Module, args) -> None:
+def _announce(model: nn.Module, args) -> None:
     if not model.training or not torch.is_grad_enabled() or torch.compiler.is_compiling():
         return
     logger = MMLogger.get_current_instance()
