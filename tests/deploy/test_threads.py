@@ -1,6 +1,5 @@
 """Threads that share a deployed model get the results of their own images."""
 
-import sys
 import threading
 import time
 
@@ -16,31 +15,7 @@ from mmgdrq.deploy import DeployedModel
 from mmgdrq.deploy.engines import open_engine
 from mmgdrq.deploy.seams import parts_of
 from tests.deploy.folding import IMAGE, ready
-
-THREADS = 4
-
-
-def results_of_threads(work) -> list:
-    """What ``work(number)`` returns in threads at the same time; an exception counts as a result."""
-    results: list = [None] * THREADS
-
-    def run(number: int) -> None:
-        try:
-            results[number] = work(number)
-        except Exception as error:
-            results[number] = error
-
-    interval = sys.getswitchinterval()
-    sys.setswitchinterval(1e-6)
-    try:
-        threads = [threading.Thread(target=run, args=(number,)) for number in range(THREADS)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-    finally:
-        sys.setswitchinterval(interval)
-    return results
+from tests.threads import THREADS, results_of_threads
 
 
 @pytest.mark.parametrize('engine', ['onnxruntime', 'openvino'])

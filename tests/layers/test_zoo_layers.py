@@ -2,8 +2,6 @@
 
 import copy
 import pickle
-import sys
-import threading
 
 import numpy as np
 import pytest
@@ -28,6 +26,7 @@ from mmgdrq.layers import is_quantized, quantized_layers
 from mmgdrq.layers.transposed import filters_first
 from tests import reference
 from tests.layers.nets import edgeless
+from tests.threads import THREADS, results_of_threads
 
 OFF = dict(weight=dict(bits=32), activation=dict(bits=32))
 
@@ -211,23 +210,12 @@ def test_threads_may_share_a_model(name):
     with torch.no_grad():
         expected = net(x)
     kinds = {key: type(value) for key, value in net.named_parameters()}
-    errors = []
 
     @torch.no_grad()
-    def work():
-        errors.extend(float((net(x) - expected).abs().max()) for _ in range(30))
+    def work(_: int) -> list[float]:
+        return [float((net(x) - expected).abs().max()) for _ in range(30)]
 
-    interval = sys.getswitchinterval()
-    sys.setswitchinterval(1e-6)
-    try:
-        threads = [threading.Thread(target=work) for _ in range(4)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-    finally:
-        sys.setswitchinterval(interval)
-    assert errors == [0.0] * 120
+    assert results_of_threads(work) == [[0.0] * 30] * THREADS
     assert {key: type(value) for key, value in net.named_parameters()} == kinds
 
 
