@@ -22,8 +22,8 @@ from mmengine.runner import Runner
 from torch import distributed
 
 from .compat import load_weights_only
+from .config_parts import class_name
 from .deploy import is_deployed
-from .deploy.config_parts import class_name
 from .errors import CheckpointError, ConfigError, MMGDRQError
 
 DATA_FREE_CONFIG = 'configs/gdrq/faster_rcnn_r18_fpn_digits_w2a4.py'

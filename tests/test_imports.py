@@ -40,12 +40,13 @@ ALLOWED = {
     'optimizer_check': {'errors', 'layers'},
     'scale_clip': {'layers', 'optimizer_check'},
     'unwrap': {'errors'},
+    'config_parts': set(),
     'convert': {'errors', 'layers', 'policy', 'stages'},
     'plan_log': {'policy'},
     'heads': {'registry'},
     'builder': {'errors', 'layers', 'policy', 'schedule', 'stages', 'convert', 'plan_log', 'registry', 'deploy'},
     'analysis': {'files', 'quant', 'layers', 'analysis'},
-    'deploy': {'errors', 'files', 'quant', 'layers', 'policy', 'stages', 'convert', 'unwrap'},
+    'deploy': {'errors', 'files', 'quant', 'layers', 'policy', 'stages', 'convert', 'unwrap', 'config_parts'},
 }
 """Part -> the other parts it may import."""
 

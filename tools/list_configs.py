@@ -15,7 +15,7 @@ import yaml
 from mmengine.config import Config
 from plan import plan_of
 
-from mmgdrq.deploy.config_parts import class_name
+from mmgdrq.config_parts import class_name
 from mmgdrq.policy import Plan, PlanRow
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -10,7 +10,7 @@ from mmengine.config import Config
 from mmengine.runner import Runner
 
 from mmgdrq import GDRQHook, cli
-from mmgdrq.deploy.config_parts import without_weights
+from mmgdrq.config_parts import without_weights
 from mmgdrq.errors import ConfigError
 from mmgdrq.policy import Plan
 

@@ -6,7 +6,7 @@ import os.path as osp
 from typing import Optional
 
 from mmgdrq import cli
-from mmgdrq.deploy.config_parts import class_name
+from mmgdrq.config_parts import class_name
 from mmgdrq.deploy.engines import ENGINES
 from mmgdrq.errors import ConfigError
 from mmgdrq.files import write_file

@@ -9,7 +9,7 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 from torch import nn
 
-from mmgdrq.deploy.config_parts import without_weights
+from mmgdrq.config_parts import without_weights
 
 ZOOS = ('mmdet', 'mmseg', 'mmpretrain')
 NO_MODELS = ('_base_', 'common', 'scratch', 'misc', 'legacy_1.x', 'albu_example')

@@ -6,9 +6,9 @@ from typing import Any, Optional
 
 from torch import nn
 
+from ..config_parts import class_name
 from ..convert import is_quantized_model, quantize
 from ..errors import CheckpointError
-from .config_parts import class_name
 from .simulation import simulate
 
 

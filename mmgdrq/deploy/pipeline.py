@@ -6,8 +6,8 @@ from typing import Any, Callable, Union
 
 import numpy as np
 
+from ..config_parts import class_name
 from ..errors import CheckpointError, InputError
-from .config_parts import class_name
 
 Image = Union[str, Path, np.ndarray]
 RGB_DATASETS = ('CIFAR10', 'CIFAR100')

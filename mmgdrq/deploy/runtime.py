@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from ..config_parts import without_weights
 from ..errors import CheckpointError, ExportError, InputError
 from .building import build_model, model_config, quantize_as_trained
-from .config_parts import without_weights
 from .config_text import parse_config, registered_names_only
 from .engines import ENGINES, check_engine, open_engine
 from .manifest import PathLike, check_file, read_manifest

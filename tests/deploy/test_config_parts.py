@@ -5,7 +5,7 @@ from mmengine.config import Config, ConfigDict
 from mmengine.model import PretrainedInit
 
 from mmgdrq import GDRQHook
-from mmgdrq.deploy.config_parts import class_name, without_weights
+from mmgdrq.config_parts import class_name, without_weights
 
 
 @pytest.mark.parametrize('kind', ['GDRQHook', 'mmgdrq.GDRQHook', 'mmgdrq.hooks.gdrq.GDRQHook', GDRQHook])
