@@ -72,8 +72,8 @@ DISCUSSION = """What the rows say, as far as their seeds go:
   it differ from the default by less than their seeds can tell.
 - **The grid of 2-bit weights**: two's complement is below midrise on ResNet-18. Groups of 4 filters lie
   above single filters there, by less than the seeds can tell.
-- **Against LSQ** at W2A4 the defaults are ahead on most tasks and over all of them (next section), by most on the
-  detectors; they are behind on PSPNet and SSD.
+- **Against LSQ** at W2A4 the defaults are ahead on most tasks and over all of them (next section); they are level with
+  it on FCN, and behind on PSPNet and SSD.
 - **Learned ranges without Scale-Clip**, a filter each, are above the defaults at 2 bits as well, by not much more than
   chance over the three tasks that have them. They need the builder, and are the first thing to try where the defaults
   lose too much.
