@@ -14,16 +14,16 @@ help: ## list the targets
 setup: ## make the environment, or bring it up to date
 	@$(PYTHON) -c '' 2>/dev/null || { echo "'$(PYTHON)' does not run: install Python 3.11 (on Debian" \
 	  "'apt-get install python3.11 python3.11-venv python3.11-dev'), or name one with PYTHON=command"; exit 1; }
-	@$(PYTHON) tools/setup_env.py --venv $(VENV)
+	@$(PYTHON) dev/setup_env.py --venv $(VENV)
 
 demo: setup ## train a small 2-bit model and deploy it
-	$(BIN)/python tools/demo.py
+	$(BIN)/python demo/demo.py
 
 test: lint ## check the style, then run all tests; ARGS= goes to pytest
 	$(BIN)/python -m pytest $(ARGS)
 
 test-zoo: setup ## take a training step with every shipped config
-	$(BIN)/python -m pytest -m zoo tests/test_configs.py $(ARGS)
+	$(BIN)/python -m pytest -m zoo tests/integration/test_configs.py $(ARGS)
 
 reliability: setup ## kills, full disks, hostile files and a long training, for about an hour
 	$(BIN)/python -W ignore benchmarks/reliability/run.py $(ARGS)

@@ -9,7 +9,7 @@ import torchvision
 from torch import Tensor, nn
 
 import mmgdrq
-from mmgdrq.layers import set_execution
+from mmgdrq.quantized_model.execution import set_execution
 
 CLASSIFIERS = ('resnet18', 'resnet50')
 DETECTORS = {

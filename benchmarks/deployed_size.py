@@ -17,9 +17,10 @@ from safetensors.torch import load_file
 from torch import nn
 
 import mmgdrq
-from mmgdrq.convert import is_quantized_model
 from mmgdrq.deploy import save_folded
-from mmgdrq.deploy.artifact import MANIFEST, WEIGHTS, stored_bytes
+from mmgdrq.deploy.folding.artifact import WEIGHTS, stored_bytes
+from mmgdrq.deploy.folding.manifest import MANIFEST
+from mmgdrq.layers.walk import is_quantized_model
 
 SIZE = 128
 

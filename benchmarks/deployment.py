@@ -19,11 +19,11 @@ from torch import nn
 from tqdm import tqdm
 
 import mmgdrq
-from mmgdrq.deploy.engines import ENGINES, open_engine
-from mmgdrq.deploy.export import export
-from mmgdrq.deploy.forms import FORMS
-from mmgdrq.deploy.kernels import count_kernels
-from mmgdrq.deploy.latency import interleave, speedup
+from mmgdrq.deploy.engines.kernels import count_kernels
+from mmgdrq.deploy.engines.opening import ENGINES, open_engine
+from mmgdrq.deploy.export.block_variants import FORMS
+from mmgdrq.deploy.export.writer import export
+from mmgdrq.deploy.verification.latency import interleave, speedup
 
 SIZES = ((224, 224), (480, 640))
 

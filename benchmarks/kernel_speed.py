@@ -11,7 +11,7 @@ from typing import Callable
 import torch
 from torch import Tensor
 
-from mmgdrq.quant import native
+from mmgdrq.kernels import cpu as native
 
 SIZES = (100_000, 6_400_000)
 RULE = (torch.tensor(1.3), 15, 1e-12, (0, 15), True)

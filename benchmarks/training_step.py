@@ -29,8 +29,9 @@ import torch
 
 from candidates import CANDIDATES, CLASSIFIERS, DETECTORS, MAIN, QUICK, make_model  # isort: skip
 from step_report import CLOCKS, plot, render, table  # isort: skip
-from mmgdrq.quant import backend, native
-from mmgdrq.scale_clip import ScaleClip
+from mmgdrq.kernels import cpu as native
+from mmgdrq.kernels import dispatch as backend
+from mmgdrq.training.scale_clip import ScaleClip
 
 
 class Trainer:

@@ -1,19 +1,25 @@
 """mmgdrq: low-bit quantization-aware training for OpenMMLab models, by config alone."""
 
-from . import compat, loading
-from .builder import build_quantized
-from .convert import quantize
-from .deploy import fold, load_deployed
-from .heads import build_ssd_head
-from .hooks import GDRQHook, ScaleClipHook
-from .layers import Conv2d, Linear, set_execution
-from .policy import make_plan as plan
-from .scale_clip import ScaleClip
-from .stages import freeze, get_stage, set_stage
-from .version import __version__
+from . import versions as versions  # first: it refuses a torch that is too old
 
+# isort: split
+from . import openmmlab
+from .deploy import fold
+from .layers import Conv2d, Linear
+from .openmmlab.builder import build_quantized
+from .openmmlab.deployed_model import DeployedModel, load_deployed
+from .openmmlab.hooks import GDRQHook, ScaleClipHook
+from .openmmlab.ssd_head import build_ssd_head
+from .planning.plan import make_plan as plan
+from .quantized_model.conversion import quantize
+from .quantized_model.execution import set_execution
+from .quantized_model.stages import freeze, get_stage, set_stage
+from .training.scale_clip import ScaleClip
+
+__version__ = '0.1.0'
 __all__ = [
     'Conv2d',
+    'DeployedModel',
     'GDRQHook',
     'Linear',
     'ScaleClip',
@@ -21,12 +27,11 @@ __all__ = [
     '__version__',
     'build_quantized',
     'build_ssd_head',
-    'compat',
     'fold',
     'freeze',
     'get_stage',
     'load_deployed',
-    'loading',
+    'openmmlab',
     'plan',
     'quantize',
     'set_execution',

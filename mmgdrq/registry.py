@@ -4,5 +4,5 @@ from mmengine.registry import HOOKS as MMENGINE_HOOKS
 from mmengine.registry import MODELS as MMENGINE_MODELS
 from mmengine.registry import Registry
 
-MODELS = Registry('model', parent=MMENGINE_MODELS, scope='mmgdrq', locations=['mmgdrq.builder'])
-HOOKS = Registry('hook', parent=MMENGINE_HOOKS, scope='mmgdrq', locations=['mmgdrq.hooks'])
+MODELS = Registry('model', parent=MMENGINE_MODELS, scope='mmgdrq', locations=['mmgdrq.openmmlab.builder'])
+HOOKS = Registry('hook', parent=MMENGINE_HOOKS, scope='mmgdrq', locations=['mmgdrq.openmmlab.hooks'])

@@ -12,10 +12,11 @@ from mmengine.config import Config
 
 from mmgdrq import GDRQHook
 from mmgdrq.analysis.distances import gap_to_uniform
-from mmgdrq.builder import QUANT_KEYS
-from mmgdrq.layers import Execution
+from mmgdrq.openmmlab.builder import QUANT_KEYS
+from mmgdrq.openmmlab.commands.plan import plan_of
 from mmgdrq.quant import ActivationSpec, WeightSpec, quantized_loss, search_range
-from mmgdrq.schedule import Schedule
+from mmgdrq.quantized_model.execution import Execution
+from mmgdrq.training.schedule import Schedule
 
 ROOT = Path(__file__).resolve().parent.parent
 USAGE = (ROOT / 'docs/usage.md').read_text()
@@ -38,7 +39,6 @@ def names(cls: type) -> list[str]:
 @pytest.fixture
 def configs(tmp_path, monkeypatch) -> list[Config]:
     """The configs of the page, in its order."""
-    monkeypatch.syspath_prepend(str(ROOT / 'tools'))
     files = [tmp_path / f'config_{number}.py' for number in range(len(CONFIGS))]
     for file, text in zip(files, CONFIGS):
         file.write_text(text)
@@ -46,7 +46,6 @@ def configs(tmp_path, monkeypatch) -> list[Config]:
 
 
 def test_the_configs_of_the_page_are_quantized_as_it_says(configs):
-    plan_of = importlib.import_module('plan').plan_of
     tuned, with_hooks, by_hook, by_builder, learned = (plan_of(cfg, 'usage.md') for cfg in configs)
     reasons = {row.reason for row in tuned}
     assert reasons == {'reads the image', 'prediction layer', ''}, 'nothing is frozen'
@@ -105,7 +104,7 @@ def test_the_example_in_plain_torch_runs(tmp_path, monkeypatch, capsys):
 
 @pytest.mark.parametrize('option', ['--help', '--unknown'])
 def test_listing_the_configs_does_nothing_but_what_was_asked(option, tmp_path, monkeypatch, capsys):
-    monkeypatch.syspath_prepend(str(ROOT / 'tools'))
+    monkeypatch.syspath_prepend(str(ROOT / 'dev'))
     tool = importlib.import_module('list_configs')
     for name in ('ROOT', 'CONFIGS', 'PLANS'):
         monkeypatch.setattr(tool, name, tmp_path)

@@ -127,6 +127,6 @@ def test_nothing_below_the_package_imports_its_root():
 
 def test_the_parser_sees_what_it_should():
     assert 'mmgdrq.quant' in imports_of(ROOT / 'layers' / 'quantizer.py')
-    assert 'mmgdrq.quant.spec' in imports_of(ROOT / 'quant' / 'ranges.py')
+    assert 'mmgdrq.quant.specs' in imports_of(ROOT / 'quant' / 'ranges.py')
     assert 'mmgdrq.errors' in imports_of(ROOT / 'rules.py')
     assert any(name.startswith('mmengine') for name in parts_and_packages('hooks')[1])

@@ -1,62 +1,7 @@
-"""How well the distributions of a checkpoint suit its quantizers: python tools/analyze.py CONFIG CHECKPOINT --out DIR
+"""Report how well distributions suit their quantizers: python tools/analyze.py CONFIG CHECKPOINT --out DIR"""
 
-The config is a quantized one; the checkpoint may be float or quantized.
-"""
-
-import argparse
-import json
-from dataclasses import asdict
-from itertools import islice
-from pathlib import Path
-
-from mmgdrq import analysis, cli, get_stage, set_stage
-from mmgdrq.analysis.plots import plot_weights
-from mmgdrq.errors import ConfigError
-from mmgdrq.files import write_file
-from mmgdrq.layers import ActivationQuantizer
-
-
-def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('config')
-    parser.add_argument('checkpoint')
-    parser.add_argument('--out', type=Path, required=True, help='directory for report.json, report.txt and weights.png')
-    parser.add_argument('--batches', type=int, default=2, help='batches of test data for the inputs; 0: weights only')
-    cli.add_common_options(parser)
-    return parser.parse_args()
-
-
-def main() -> None:
-    args = parse_args()
-    cfg = cli.load_config(args)
-    if args.batches < 0:
-        raise ConfigError(f'--batches {args.batches}: expected 0 (weights only) or more')
-    cli.check_checkpoint(args.checkpoint)
-    if args.batches:
-        cli.check_data(cfg, 'test')
-    cfg.load_from = args.checkpoint
-    cli.add_hook(cfg, type='mmgdrq.CheckpointFitHook', whole=True, float_weights=True)
-    runner = cli.build_plain_runner(cfg)
-    runner.call_hook('before_run')
-    runner.load_or_resume()
-    model = runner.model.eval()
-    if not hasattr(model, 'gdrq_plan'):
-        raise ConfigError(f'config: {args.config} quantizes nothing. Add GDRQHook or mmgdrq.Quantized')
-    if not all(m.is_ready() for m in model.modules() if isinstance(m, ActivationQuantizer)):
-        set_stage(model, 'float')
-    batches = list(islice(runner.build_dataloader(cfg.test_dataloader), args.batches)) if args.batches else []
-
-    def run(target) -> None:
-        for batch in batches:
-            target.test_step(batch)
-
-    reports = analysis.analyze(model, run if batches else None)
-    table = f'{args.checkpoint}, stage {get_stage(model)}\n{analysis.format_table(reports)}'
-    print(table)
-    write_file(args.out / 'report.txt', table + '\n')
-    write_file(args.out / 'report.json', json.dumps([asdict(r) for r in reports], indent=1) + '\n')
-    plot_weights({'weights': model}, args.out / 'weights.png')
-
+from mmgdrq.openmmlab.commands import analyze
+from mmgdrq.openmmlab.commands.run import run_tool
 
 if __name__ == '__main__':
-    cli.run_tool(main)
+    run_tool(analyze.main)

@@ -1,58 +1,7 @@
-"""Print which layers a training would quantize, and why not the others: python tools/plan.py CONFIG
+"""Print which layers a training would quantize, and why not the others: python tools/plan.py CONFIG"""
 
-The model is built without its weights and its data.
-"""
-
-import argparse
-import tempfile
-
-from mmengine.config import Config
-from mmengine.runner import Runner
-
-from mmgdrq import GDRQHook, cli
-from mmgdrq.config_parts import without_weights
-from mmgdrq.errors import ConfigError
-from mmgdrq.policy import Plan
-
-NEEDED = ('model', 'data_preprocessor', 'default_scope', 'custom_hooks', 'efficient_conv_bn_eval')
-"""Keys that decide about the plan. Without all others the runner writes nothing and needs no data."""
-
-
-def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('config')
-    cli.add_config_options(parser)
-    parser.set_defaults(work_dir=None, launcher='none', local_rank=0)
-    return parser.parse_args()
-
-
-def plan_of(cfg: Config, name: str) -> Plan:
-    """The plan of the model that a runner would train.
-
-    Args:
-        cfg: any config with a model.
-        name: what errors call the config.
-
-    Raises:
-        ConfigError: nothing quantizes the model, or it cannot be quantized so.
-    """
-    needed = {key: without_weights(cfg[key]) for key in NEEDED if cfg.get(key) is not None}
-    if 'model' not in needed:
-        raise ConfigError(f'config: {name} has no model')
-    with tempfile.TemporaryDirectory() as folder:
-        runner = Runner.from_cfg(Config(dict(needed, work_dir=folder, log_level='ERROR', experiment_name=folder)))
-        for hook in runner.hooks:
-            if isinstance(hook, GDRQHook):
-                hook.before_run(runner)
-    if not hasattr(runner.model, 'gdrq_plan'):
-        raise ConfigError(f'config: {name} has no plan. Add GDRQHook or mmgdrq.Quantized, for the whole model')
-    return runner.model.gdrq_plan
-
-
-def main() -> None:
-    args = parse_args()
-    print(plan_of(cli.load_config(args), args.config))
-
+from mmgdrq.openmmlab.commands import plan
+from mmgdrq.openmmlab.commands.run import run_tool
 
 if __name__ == '__main__':
-    cli.run_tool(main)
+    run_tool(plan.main)

@@ -1,4 +1,4 @@
-"""A small ResNet-50 on crops of handwritten digits (``python tools/make_digits.py``)."""
+"""A small ResNet-50 on crops of handwritten digits (``python demo/make_digits.py``)."""
 
 from openmmlab import Experiment
 

@@ -1,4 +1,4 @@
-"""A small SSD on VGG-11 without BN on scenes of handwritten digits (``python tools/make_digits.py``)."""
+"""A small SSD on VGG-11 without BN on scenes of handwritten digits (``python demo/make_digits.py``)."""
 
 from openmmlab import Experiment
 

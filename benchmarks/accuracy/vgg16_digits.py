@@ -1,4 +1,4 @@
-"""A small VGG-16 with BN on crops of handwritten digits (``python tools/make_digits.py``)."""
+"""A small VGG-16 with BN on crops of handwritten digits (``python demo/make_digits.py``)."""
 
 from openmmlab import Experiment
 

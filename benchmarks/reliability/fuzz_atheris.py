@@ -28,7 +28,7 @@ def manifest(folder: Path):
     import torch
 
     from mmgdrq.deploy import load_folded
-    from mmgdrq.deploy.artifact import _json_sha256
+    from mmgdrq.deploy.folding.manifest import _json_sha256
     from mmgdrq.errors import CheckpointError
 
     path = deployed(folder)
@@ -54,7 +54,7 @@ def manifest(folder: Path):
 def weights(folder: Path):
     """A file of tensors with any bytes, and its right checksum."""
     from mmgdrq.deploy import load_folded
-    from mmgdrq.deploy.artifact import _sha256
+    from mmgdrq.deploy.folding.manifest import _sha256
     from mmgdrq.errors import CheckpointError
 
     path = deployed(folder)
@@ -76,8 +76,8 @@ def weights(folder: Path):
 
 def config(folder: Path):
     """The text of a config."""
-    from mmgdrq.deploy.config_text import parse_config
     from mmgdrq.errors import CheckpointError
+    from mmgdrq.openmmlab.deployed_config import parse_config
 
     pieces = [
         'a',
@@ -116,7 +116,7 @@ def config(folder: Path):
 
 def frame(folder: Path):
     """What ``--resume`` looks at before torch reads a checkpoint."""
-    from mmgdrq.cli import damage_of
+    from mmgdrq.openmmlab.commands.checkpoints import damage_of
 
     file = folder / 'x.pth'
 

@@ -33,11 +33,11 @@ TEST_FILES = {
     'fit of tools': 'tests/reliability/test_fit_of_tools.py',
     'hostile': 'tests/reliability/test_hostile.py',
     'graphs': 'tests/reliability/test_hostile_graphs.py',
-    'pickles': 'tests/test_compat.py',
+    'pickles': 'tests/openmmlab/test_checkpoint_types.py',
     'life cycles': 'tests/reliability/test_life_cycles.py',
-    'stages': 'tests/hooks/test_lifecycle.py',
+    'stages': 'tests/integration/test_lifecycle.py',
     'ranks': 'tests/reliability/test_ranks.py',
-    'distributed': 'tests/test_distributed.py',
+    'distributed': 'tests/integration/test_distributed.py',
 }
 
 

@@ -14,7 +14,7 @@ from mmengine.structures import InstanceData
 
 from mmgdrq import ScaleClip
 from mmgdrq.layers import activation_quantizers
-from tests.test_builder import detector_config
+from tests.openmmlab.test_builder import detector_config
 
 EVERY = 25
 WARM_UP = 0.25

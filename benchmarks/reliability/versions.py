@@ -37,17 +37,17 @@ BUILD = ('setuptools<81', 'wheel')
 LEFT_OUT = (
     'tests/analysis',
     'tests/benchmarks',
-    'tests/deploy/test_engines_on_models.py',
-    'tests/layers/test_zoo_layers.py',
+    'tests/integration/test_engines_on_models.py',
+    'tests/layers/test_supported.py',
     'tests/reliability/test_interrupts.py',
     'tests/reliability/test_ranks.py',
-    'tests/test_builder.py',
-    'tests/test_configs.py',
-    'tests/test_make_digits.py',
-    'tests/test_setup_env.py',
-    'tests/test_tools.py',
-    'tests/test_training_step.py',
-    'tests/test_zoo.py',
+    'tests/openmmlab/test_builder.py',
+    'tests/integration/test_configs.py',
+    'tests/demo/test_make_digits.py',
+    'tests/dev/test_setup_env.py',
+    'tests/integration/test_tools.py',
+    'tests/benchmarks/test_training_step.py',
+    'tests/integration/test_zoo.py',
 )
 """Tests that import mmcv or a package of models, that are not about the package, or that are long (faults, ranks)."""
 

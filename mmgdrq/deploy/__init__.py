@@ -1,19 +1,18 @@
 """From a trained quantized model to a deployable one."""
 
-from .artifact import is_deployed, load_folded, save_folded
-from .engine_result import simulated
-from .fold import fold
-from .runtime import DeployedModel, load_deployed, plug_engine
+from .engines.requantized_output import simulated
+from .folding.artifact import load_folded, save_folded
+from .folding.fold import fold
+from .folding.manifest import is_deployed
+from .plugged_engine import plug_engine
 from .simulation import simulate
-from .verify import check_blocks, compare_blocks
+from .verification.folded import check_blocks, compare_blocks
 
 __all__ = [
-    'DeployedModel',
     'check_blocks',
     'compare_blocks',
     'fold',
     'is_deployed',
-    'load_deployed',
     'load_folded',
     'plug_engine',
     'save_folded',

@@ -5,10 +5,10 @@ from typing import Optional
 from torch import nn
 
 from ..errors import ConfigError
-from ..layers.presence import refuse_new_float_layers, remember_layers
-from ..stages import get_stage, set_stage
-from .engine_result import CHILD, EngineResult, hook_up, simulated
-from .places import Run, places_of
+from ..quantized_model.replaced_layers import refuse_new_float_layers, remember_layers
+from ..quantized_model.stages import get_stage, set_stage
+from .engines.requantized_output import CHILD, EngineResult, hook_up, simulated
+from .quantized_outputs import Run, places_of
 
 SIMULATED = ('onnxruntime',)
 

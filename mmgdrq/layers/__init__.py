@@ -3,15 +3,14 @@
 from .activation_quantizer import ActivationQuantizer
 from .attention import MultiheadAttention, Projection, call_projections
 from .base import QuantizedLayer, attach_quantizers, built_specs, is_quantized, quantize_layer
-from .catalog import Replacement, float_reason, let_parents_read, read_reasons, replacement, replacements
 from .conv import Conv2d
 from .conv_nd import Conv1d, Conv3d
-from .execution import Execution, set_execution
-from .iteration import activation_quantizers, is_frozen, manage, manage_registered, quantized_layers
 from .linear import Linear
 from .quantizer import CLIP, FLOAT, QUANTIZE
 from .relu import LeanReLU, set_lean_relu
+from .supported import Replacement, float_reason, let_parents_read, read_reasons, replacement, replacements
 from .transposed import ConvTranspose1d, ConvTranspose2d, ConvTranspose3d
+from .walk import activation_quantizers, is_quantized_model, quantized_layers
 from .weight_quantizer import WeightQuantizer
 
 __all__ = [
@@ -25,7 +24,6 @@ __all__ = [
     'ConvTranspose1d',
     'ConvTranspose2d',
     'ConvTranspose3d',
-    'Execution',
     'LeanReLU',
     'Linear',
     'MultiheadAttention',
@@ -38,16 +36,13 @@ __all__ = [
     'built_specs',
     'call_projections',
     'float_reason',
-    'is_frozen',
     'is_quantized',
+    'is_quantized_model',
     'let_parents_read',
-    'manage',
-    'manage_registered',
     'quantize_layer',
     'quantized_layers',
     'read_reasons',
     'replacement',
     'replacements',
-    'set_execution',
     'set_lean_relu',
 ]

@@ -23,7 +23,7 @@ from ..quant import (
     step_of,
     threshold_of,
 )
-from ..quant.spec import MEAN_RULES
+from ..quant.specs import MEAN_RULES
 from .quantizer import CLIP, FLOAT, QUANTIZE, Quantizer, keep_positive
 
 

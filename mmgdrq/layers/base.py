@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from ..errors import QuantizationError
 from ..quant import ActivationSpec, Operand, WeightSpec, make_spec, scale_clip_
-from ..quant.spec import FLOAT_BITS
+from ..quant.specs import FLOAT_BITS
 from .activation_quantizer import ActivationQuantizer
 from .quantizer import Quantizer
 from .weight_quantizer import WeightQuantizer

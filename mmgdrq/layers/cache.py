@@ -5,8 +5,9 @@ from typing import Callable, Optional
 import torch
 from torch import Tensor
 
-from ..quant import Encoded, native
-from ..quant.scratch import dense
+from ..kernels import cpu as native
+from ..kernels.scratch import dense
+from ..quant import Encoded
 
 
 class WeightCache:

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from ..quant import scale_clip_
 from .base import QuantizedLayer
-from .lending import lent
+from .functional_weight import lent
 
 
 class _Standardized(QuantizedLayer):

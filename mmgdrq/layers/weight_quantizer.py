@@ -19,7 +19,7 @@ from ..quant import (
     weight_range,
     weight_step,
 )
-from ..quant.spec import GRIDS
+from ..quant.specs import GRIDS
 from .cache import WeightCache
 from .quantizer import FLOAT, Quantizer, keep_positive
 

@@ -23,11 +23,12 @@ from .fake_quant import (
 from .groups import group_max_abs, group_mean_abs, num_groups, per_filter
 from .operators import Operand, conv2d, linear
 from .packing import pack, unpack
-from .ranges import scale_clip_, weight_range, weight_step
+from .ranges.rules import weight_range
+from .ranges.squared_error import improve_weight_range, quantized_loss, search_range
+from .ranges.statistics import add_statistic_, collect, threshold_of
 from .relu import relu
-from .search import improve_weight_range, quantized_loss, search_range
-from .spec import ActivationSpec, WeightSpec, make_spec, override_spec
-from .statistics import add_statistic_, collect, threshold_of
+from .specs import ActivationSpec, WeightSpec, make_spec, override_spec
+from .weights import scale_clip_, weight_step
 
 __all__ = [
     'ActivationSpec',

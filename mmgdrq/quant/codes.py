@@ -12,12 +12,13 @@ from typing import ClassVar, Optional
 import torch
 from torch import Tensor
 
-from .backend import kernels_for
+from ..kernels.dispatch import kernels_for
+from ..kernels.scratch import dense, take
 from .fake_quant import MIN_STEP, clip_activation, clip_bounds, round_to_codes_, step_of
-from .ranges import weight_range, weight_step
-from .scratch import dense, take
-from .spec import WeightSpec
-from .statistics import power_sums, sum_and_count
+from .ranges.rules import weight_range
+from .ranges.statistics import power_sums, sum_and_count
+from .specs import WeightSpec
+from .weights import weight_step
 
 INSIDE = 128
 """Bit of a code that marks an element inside the range."""
@@ -212,8 +213,8 @@ def encode_activation(
         slot: scratch memory for the values.
         keep: whether there will be a backward pass.
         masked: whether it will ask for the gradient of ``x``.
-        statistic: float64, shape ``(2,)``; receives :func:`~mmgdrq.quant.statistics.sum_and_count` of ``x``,
-            or its :func:`~mmgdrq.quant.statistics.power_sums`.
+        statistic: float64, shape ``(2,)``; receives :func:`~mmgdrq.quant.ranges.statistics.sum_and_count` of ``x``,
+            or its :func:`~mmgdrq.quant.ranges.statistics.power_sums`.
         powers: which of them.
     """
     x = dense(x.detach())

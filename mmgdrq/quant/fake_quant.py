@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from . import native
-from .backend import on_cpu
-from .scratch import dense
+from ..kernels import cpu as native
+from ..kernels.dispatch import on_cpu
+from ..kernels.scratch import dense
 
 MIN_STEP = 1e-12
 """Floor of a quantization step: an all-zero group or input still has finite codes."""

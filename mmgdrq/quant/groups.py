@@ -7,8 +7,8 @@ consecutive filters; the last group may be smaller (source: section "Group-based
 import torch
 from torch import Tensor
 
-from . import native
-from .backend import on_cpu
+from ..kernels import cpu as native
+from ..kernels.dispatch import on_cpu
 
 
 def _size(filters: int, group_size: int) -> int:

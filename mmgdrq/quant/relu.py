@@ -4,9 +4,9 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from . import native
-from .backend import on_cpu
-from .scratch import dense
+from ..kernels import cpu as native
+from ..kernels.dispatch import on_cpu
+from ..kernels.scratch import dense
 
 
 def relu(x: Tensor, inplace: bool = False) -> Tensor:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from mmengine.runner import Runner
 
-from tests.deploy.networks import Net, trained_fold
+from tests.helpers.networks import Net, trained_fold
 
 
 @pytest.fixture(autouse=True, scope='package')

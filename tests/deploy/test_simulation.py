@@ -9,11 +9,11 @@ from torch import nn
 
 import mmgdrq
 from mmgdrq.deploy import compare_blocks, load_folded, save_folded, simulate, simulated
-from mmgdrq.deploy.codes import compare_codes
-from mmgdrq.deploy.engine_result import bias_change
-from mmgdrq.deploy.export import export
+from mmgdrq.deploy.engines.requantized_output import bias_change
+from mmgdrq.deploy.export.writer import export
+from mmgdrq.deploy.verification.codes import compare_codes
 from mmgdrq.errors import CheckpointError, ConfigError, ExportError, QuantizationError
-from tests.deploy.test_blocks import Net
+from tests.deploy.engines.test_block import Net
 
 pytest.importorskip('onnx', reason='onnx is not installed')
 pytest.importorskip('onnxruntime', reason='onnxruntime is not installed')

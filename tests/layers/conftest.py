@@ -2,7 +2,7 @@
 
 import pytest
 
-from mmgdrq.quant import backend
+from mmgdrq.kernels import dispatch as backend
 
 
 @pytest.fixture(autouse=True)

@@ -13,7 +13,7 @@ from torch import nn
 import mmgdrq
 from mmgdrq.deploy import load_folded, save_folded
 from mmgdrq.layers import quantized_layers
-from tests.layers.nets import edgeless
+from tests.helpers.nets import edgeless
 
 ATTENTIONS = [
     dict(),

@@ -17,8 +17,8 @@ from mmgdrq.quant import (
     step_of,
     weight_step,
 )
-from mmgdrq.quant.spec import GRIDS
-from tests import reference
+from mmgdrq.quant.specs import GRIDS
+from tests.helpers import reference
 
 FILTERS = 6
 BITS = range(2, 9)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from mmgdrq.quant import group_max_abs, group_mean_abs, num_groups, per_filter
 from mmgdrq.quant.groups import group_sizes
-from tests import reference
+from tests.helpers import reference
 
 SIZES = st.one_of(st.just(-1), st.integers(1, 12), st.just(10**6))
 

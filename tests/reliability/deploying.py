@@ -1,9 +1,7 @@
 """Faults at random moments of the whole tools/deploy.py: fold, verify, pack, export, compare, report."""
 
 import contextlib
-import importlib.util
 import random
-import sys
 import time
 from collections import Counter
 from pathlib import Path
@@ -17,12 +15,12 @@ from mmengine.registry import MODELS
 from mmengine.runner import Runner
 from torch import nn
 
-from tests.toy import toy_config
+from mmgdrq.openmmlab.commands import deploy
+from tests.helpers.toy import toy_config
 
 from .faults import Child, filled, partials, preload
 from .scenarios import FULL, LIMITED, MOUNTED, SIGNALS
 
-TOOL = Path(__file__).resolve().parents[2] / 'tools/deploy.py'
 ENGINE = 'onnxruntime'
 
 
@@ -153,8 +151,4 @@ def run_tool(arguments: list) -> None:
     """tools/deploy.py in this process."""
     torch.manual_seed(0)
     Runner._log_env = lambda *_: None  # it asks compilers for their versions, for seconds
-    spec = importlib.util.spec_from_file_location('deploy_tool', TOOL)
-    tool = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tool)
-    sys.argv = ['deploy.py', *map(str, arguments)]
-    tool.main()
+    deploy.main([*map(str, arguments)])

@@ -17,8 +17,9 @@ import torch
 from mmengine.runner import Runner
 from torch import nn
 
-from mmgdrq import cli
-from tests.toy import Recorder, toy_config
+from mmgdrq.openmmlab.commands.checkpoints import damage_of, resume_latest, save_whole_checkpoints
+from mmgdrq.openmmlab.commands.run import FULL
+from tests.helpers.toy import Recorder, toy_config
 
 EPOCHS = 6
 ITERS = 3  # an epoch
@@ -58,8 +59,8 @@ class Journal(Recorder):
 
 def train(config) -> None:
     """What ``tools/train.py --resume`` does, on the toy model with padding."""
-    cli.resume_latest(config)
-    cli.save_whole_checkpoints(config)
+    resume_latest(config)
+    save_whole_checkpoints(config)
     journal = config.pop('loss_log')
     Runner._log_env = lambda *_: None  # it asks compilers for their versions, for seconds
     runner = Runner.from_cfg(config)
@@ -137,7 +138,7 @@ class Child:
             work()
             status = 0
         except OSError as error:
-            status = 28 if error.errno in cli.FULL else 1
+            status = 28 if error.errno in FULL else 1
         finally:
             os._exit(status)
 
@@ -163,7 +164,7 @@ def partials(folder: Path) -> set[str]:
 def check_folder(folder: Path) -> None:
     """Assert that every checkpoint with a final name is whole."""
     for path in folder.glob('*.pth'):
-        assert not cli.damage_of(str(path)), path
+        assert not damage_of(str(path)), path
         content = torch.load(path)
         assert content['state_dict']['padding'].numel() == PADDING, path
 

@@ -10,7 +10,7 @@ from mmengine.model import BaseModel
 from mmengine.registry import HOOKS, MODELS
 from torch import nn
 
-import tests.toy  # noqa: F401 (registers its data set and metric)
+import tests.helpers.toy  # noqa: F401 (registers its data set and metric)
 
 if not torch.cuda.is_available():
     torch.cuda.set_device = lambda device: None  # mmengine calls it for every rank

@@ -7,10 +7,16 @@ import torch
 from mmengine.config import Config
 from mmengine.runner import Runner
 
-from mmgdrq import cli
 from mmgdrq.errors import CheckpointError
-from mmgdrq.hooks.safe_checkpoint import WholeFilesBackend
-from tests.toy import toy_config, toy_runner
+from mmgdrq.openmmlab.commands.checkpoints import (
+    check_checkpoint,
+    resume_latest,
+    save_whole_checkpoints,
+    use_checkpoint,
+)
+from mmgdrq.openmmlab.commands.runners import add_hook
+from mmgdrq.openmmlab.whole_files import WholeFilesBackend
+from tests.helpers.toy import toy_config, toy_runner
 
 SAFE = dict(type='mmgdrq.CheckpointHook', interval=1)
 
@@ -44,14 +50,14 @@ def work_dir(folder, *names, last=None, damaged=()):
 )
 def test_the_latest_whole_checkpoint_is_resumed(tmp_path, names, last, damaged, expected):
     config = work_dir(tmp_path, *names, last=last, damaged=damaged)
-    cli.resume_latest(config)
+    resume_latest(config)
     assert config.load_from == str(tmp_path / expected)
     assert config.resume is True
 
 
 def test_a_first_start_with_resume_keeps_its_start_weights(tmp_path, capsys):
     config = work_dir(tmp_path)
-    cli.resume_latest(config)
+    resume_latest(config)
     assert (config.resume, config.load_from) == (False, 'start.pth')
     assert 'starts from the beginning' in capsys.readouterr().out
 
@@ -59,14 +65,14 @@ def test_a_first_start_with_resume_keeps_its_start_weights(tmp_path, capsys):
 def test_a_last_checkpoint_that_is_no_text(tmp_path):
     config = work_dir(tmp_path, 'epoch_1.pth')
     (tmp_path / 'last_checkpoint').write_bytes(b'\xff\xfe\x00')
-    cli.resume_latest(config)
+    resume_latest(config)
     assert config.load_from == str(tmp_path / 'epoch_1.pth')
 
 
 def test_only_damaged_checkpoints_are_an_error(tmp_path):
     config = work_dir(tmp_path, 'epoch_1.pth', damaged=('epoch_1.pth',))
     with pytest.raises(CheckpointError, match=r'epoch_1\.pth'):
-        cli.resume_latest(config)
+        resume_latest(config)
 
 
 @pytest.mark.parametrize(
@@ -75,12 +81,12 @@ def test_only_damaged_checkpoints_are_an_error(tmp_path):
 def test_a_file_that_is_no_checkpoint(tmp_path, content, words):
     (tmp_path / 'x.pth').write_bytes(content)
     with pytest.raises(CheckpointError, match=words):
-        cli.check_checkpoint(str(tmp_path / 'x.pth'))
+        check_checkpoint(str(tmp_path / 'x.pth'))
 
 
 def test_a_checkpoint_of_the_old_format_is_accepted(tmp_path):
     torch.save(dict(w=torch.ones(1)), tmp_path / 'x.pth', _use_new_zipfile_serialization=False)
-    cli.check_checkpoint(str(tmp_path / 'x.pth'))
+    check_checkpoint(str(tmp_path / 'x.pth'))
 
 
 # ------------------------------------------------------------------ saving
@@ -97,7 +103,7 @@ def test_a_checkpoint_of_the_old_format_is_accepted(tmp_path):
 )
 def test_the_tools_save_whole_checkpoints(hooks, expected):
     config = Config(dict(default_hooks=hooks))
-    cli.save_whole_checkpoints(config)
+    save_whole_checkpoints(config)
     assert config.default_hooks.checkpoint == expected
 
 
@@ -149,7 +155,7 @@ def test_the_hook_saves_the_same_as_that_of_mmengine(tmp_path):
 
 
 # ------------------------------------------------------------------ fit
-# Other bits, groups, grids and rules are in tests/hooks/test_lifecycle.py, quantized into float too.
+# Other bits, groups, grids and rules are in tests/integration/test_lifecycle.py, quantized into float too.
 
 
 @pytest.fixture(scope='module')
@@ -200,7 +206,7 @@ MISFITS = {
 def test_a_tool_never_evaluates_another_model_than_the_config_says(tmp_path, trained, kind):
     change, words = MISFITS[kind]
     config = toy_config(tmp_path / 'run', hook=dict())
-    cli.use_checkpoint(config, edited(trained, tmp_path, change))
+    use_checkpoint(config, edited(trained, tmp_path, change))
     with pytest.raises(CheckpointError, match=words):
         Runner.from_cfg(config).test()
 
@@ -210,7 +216,7 @@ def test_resuming_needs_a_checkpoint_that_fits(tmp_path, trained, kind):
     change, words = MISFITS[kind]
     config = toy_config(tmp_path / 'run', 2, dict())
     config.resume, config.load_from = True, edited(trained, tmp_path, change)
-    cli.add_hook(config, type='mmgdrq.CheckpointFitHook', whole=True)
+    add_hook(config, type='mmgdrq.CheckpointFitHook', whole=True)
     with pytest.raises(CheckpointError, match=words):
         Runner.from_cfg(config).train()
 
@@ -224,11 +230,11 @@ def test_training_may_start_from_float_weights_of_another_head(tmp_path):
 
     config = toy_config(tmp_path / 'run', 1, dict())
     config.load_from = edited(tmp_path / 'float/epoch_1.pth', tmp_path, more_classes)
-    cli.add_hook(config, type='mmgdrq.CheckpointFitHook')
+    add_hook(config, type='mmgdrq.CheckpointFitHook')
     Runner.from_cfg(config).train()
 
 
 def test_whole_checkpoints_of_the_same_config_pass(tmp_path, trained):
     config = toy_config(tmp_path, hook=dict())
-    cli.use_checkpoint(config, str(trained))
+    use_checkpoint(config, str(trained))
     assert Runner.from_cfg(config).test()['toy/logits'] > 0

@@ -7,14 +7,14 @@ import os
 import pytest
 import torch
 
-from mmgdrq import cli
-from tests.toy import toy_config, toy_runner
+from mmgdrq.openmmlab.commands.runners import build_runner
+from tests.helpers.toy import toy_config, toy_runner
 
 from .test_checkpoints import MISFITS
 from .test_hostile import run_tool
 
 BUILT = dict(type='mmgdrq.Quantized', base_type='ToyModel')
-IMPORTS = dict(custom_imports=dict(imports=['tests.toy']))
+IMPORTS = dict(custom_imports=dict(imports=['tests.helpers.toy']))
 CONFIGS = {
     'other weight bits': (dict(weight=dict(bits=3)), {}),
     'other input bits': (dict(activation=dict(bits=3)), {}),
@@ -116,7 +116,7 @@ def test_the_config_of_a_flexible_runner(tmp_path, monkeypatch, tool):
     changes = dict(runner_type='FlexibleRunner', strategy=dict(type='SingleDeviceStrategy'), env_cfg=dict())
     config = toy_config(tmp_path / 'run', 1, {}, model=dict(BUILT, quant={}), **IMPORTS, **changes)
     config.dump(tmp_path / 'config.py')
-    cli.build_runner(config).train()
+    build_runner(config).train()
     arguments = (tmp_path / 'config.py', tmp_path / 'run/epoch_1.pth', '--out', tmp_path / 'out')
     assert run_tool(monkeypatch, tool, *arguments) == 0
     report = json.loads((tmp_path / 'out/report.json').read_text())

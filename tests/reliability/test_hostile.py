@@ -4,7 +4,6 @@ import contextlib
 import importlib.util
 import json
 import os
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,12 +14,13 @@ from mmengine.registry import MODELS, TRANSFORMS
 from torch import nn
 
 import mmgdrq
-from mmgdrq.deploy.manifest import file_sha256
+from mmgdrq.deploy.folding.manifest import file_sha256
 from mmgdrq.errors import CheckpointError, ConfigError
+from mmgdrq.openmmlab.commands import run
 from mmgdrq.quant import ActivationSpec, WeightSpec, make_spec
-from mmgdrq.schedule import Schedule
-from tests.test_compat import HostilePickle, hostile
-from tests.toy import toy_config, toy_runner
+from mmgdrq.training.schedule import Schedule
+from tests.helpers.toy import toy_config, toy_runner
+from tests.openmmlab.test_checkpoint_types import HostilePickle, hostile
 
 ROOT = Path(__file__).resolve().parents[2]
 CODE = "x = __import__('os').system('touch {}')\n"
@@ -28,14 +28,11 @@ CODE = "x = __import__('os').system('touch {}')\n"
 
 def run_tool(monkeypatch, name: str, *arguments) -> int:
     """Run a tool in this process; its status."""
-    spec = importlib.util.spec_from_file_location(f'tool_{name}', ROOT / 'tools' / f'{name}.py')
-    tool = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tool)
-    monkeypatch.setattr(sys, 'argv', [f'{name}.py', *map(str, arguments)])
+    command = importlib.import_module(f'mmgdrq.openmmlab.commands.{name}')
     monkeypatch.setenv('TORCH_FORCE_WEIGHTS_ONLY_LOAD', '')  # what the tool sets with an older torch ends with the test
     del os.environ['TORCH_FORCE_WEIGHTS_ONLY_LOAD']
     try:
-        tool.cli.run_tool(tool.main)
+        run.run_tool(lambda: command.main([*map(str, arguments)]))
     except SystemExit as end:
         return end.code
     return 0
@@ -45,7 +42,7 @@ def run_tool(monkeypatch, name: str, *arguments) -> int:
 def config(tmp_path) -> Path:
     """A config file of the toy model."""
     path = tmp_path / 'config.py'
-    toy_config(tmp_path / 'run', 1, dict(), custom_imports=dict(imports=['tests.toy'])).dump(path)
+    toy_config(tmp_path / 'run', 1, dict(), custom_imports=dict(imports=['tests.helpers.toy'])).dump(path)
     return path
 
 
@@ -136,7 +133,7 @@ def deployed(tmp_path):
 )
 def test_a_hostile_manifest_with_a_right_checksum(deployed, change):
     from mmgdrq.deploy import load_folded
-    from mmgdrq.deploy.artifact import _json_sha256
+    from mmgdrq.deploy.folding.manifest import _json_sha256
 
     net, path = deployed
     manifest = json.loads((path / 'manifest.json').read_text())
@@ -215,7 +212,7 @@ def test_registered_classes_may_be_named_by_their_place(deployed):
     _, path = deployed
     put_config(
         path,
-        "model = dict(type='tests.toy.ToyModel')\ntest_dataloader = dict(dataset=dict(pipeline=[dict("
+        "model = dict(type='tests.helpers.toy.ToyModel')\ntest_dataloader = dict(dataset=dict(pipeline=[dict("
         "type='PassedOn')]))\ncustom_hooks = [dict(type='mmgdrq.GDRQHook', weight=dict(bits=2))]\n",
     )
     with pytest.raises(CheckpointError, match='made from another config'):

@@ -9,9 +9,9 @@ import torch
 
 import mmgdrq
 from mmgdrq.deploy import fold, load_folded, plug_engine, save_folded
-from mmgdrq.deploy.artifact import _json_sha256
-from mmgdrq.deploy.engines import open_engine
-from mmgdrq.deploy.export import export
+from mmgdrq.deploy.engines.opening import open_engine
+from mmgdrq.deploy.export.writer import export
+from mmgdrq.deploy.folding.manifest import json_sha256
 from mmgdrq.errors import CheckpointError, ExportError
 
 from .deploying import ToyClassifier
@@ -61,7 +61,7 @@ def put(path, engine: str, model) -> None:
     file.write_bytes(model.SerializeToString())
     manifest = json.loads((path / 'manifest.json').read_text())
     manifest['graphs'][engine]['dense']['sha256'] = hashlib.sha256(file.read_bytes()).hexdigest()
-    manifest['graphs_sha256'] = _json_sha256(manifest['graphs'])
+    manifest['graphs_sha256'] = json_sha256(manifest['graphs'])
     (path / 'manifest.json').write_text(json.dumps(manifest))
 
 

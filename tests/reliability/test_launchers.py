@@ -8,7 +8,7 @@ import pytest
 from torch import nn
 
 from mmgdrq.errors import ConfigError
-from mmgdrq.unwrap import refuse_sharding
+from mmgdrq.openmmlab.wrappers import refuse_sharding
 
 TOOLS = Path(__file__).resolve().parents[2] / 'tools'
 

@@ -1,7 +1,7 @@
 """train -> resume -> test -> fold, by hook and by builder, with what runs add to a training.
 
-EMA, stages and float starts are in tests/hooks/test_lifecycle.py, two ranks in tests/test_distributed.py, and
-FlexibleRunner in tests/test_builder.py.
+EMA, stages and float starts are in tests/integration/test_lifecycle.py, two ranks in
+tests/integration/test_distributed.py, and FlexibleRunner in tests/openmmlab/test_builder.py.
 """
 
 import pytest
@@ -9,9 +9,9 @@ import torch
 from mmengine.runner import Runner
 
 import mmgdrq
-from mmgdrq.quant import backend
-from tests.toy import ToyData, thresholds, toy_config, toy_runner
-from tests.toy import test_only as only_test
+from mmgdrq.kernels import dispatch as backend
+from tests.helpers.toy import ToyData, thresholds, toy_config, toy_runner
+from tests.helpers.toy import test_only as only_test
 
 ITERS = 3  # an epoch
 QUANT = dict(weight=dict(bits=3, group_size=3), activation=dict(bits=4))

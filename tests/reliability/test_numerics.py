@@ -13,7 +13,7 @@ from torch import nn
 import mmgdrq
 from mmgdrq.errors import FoldError, QuantizationError
 from mmgdrq.layers import ActivationQuantizer, WeightQuantizer
-from tests.toy import log_of, toy_runner
+from tests.helpers.toy import log_of, toy_runner
 
 RULES = ['mean', 'search', 'learned', 'minmax']
 
@@ -135,7 +135,7 @@ def test_an_empty_batch_trains_without_effect(rule):
 def test_a_detector_sees_images_without_objects(tmp_path):
     """Also in its first iteration; then one with objects, and an RoI head without RoIs."""
     pytest.importorskip('mmdet', reason='mmdet is not installed')
-    from tests.test_builder import MMDET_MODELS, batch, detector_config, register_all_modules
+    from tests.openmmlab.test_builder import MMDET_MODELS, batch, detector_config, register_all_modules
 
     register_all_modules()
     torch.manual_seed(0)

@@ -17,7 +17,7 @@ from mmengine.runner import FlexibleRunner, Runner
 
 import mmgdrq
 from mmgdrq.errors import QuantizationError
-from tests.toy import BATCH, toy_config
+from tests.helpers.toy import BATCH, toy_config
 
 from . import ranks
 

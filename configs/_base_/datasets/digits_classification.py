@@ -1,4 +1,4 @@
-# Crops of single handwritten digits, made by `python tools/make_digits.py`.
+# Crops of single handwritten digits, made by `python demo/make_digits.py`.
 dataset_type = 'CustomDataset'
 data_root = 'data/digits/'
 metainfo = dict(classes=('0', '1', '2', '3', '4', '5', '6', '7', '8', '9'))

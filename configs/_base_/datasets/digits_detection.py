@@ -1,4 +1,4 @@
-# Scenes of handwritten digits, made by `python tools/make_digits.py`.
+# Scenes of handwritten digits, made by `python demo/make_digits.py`.
 dataset_type = 'CocoDataset'
 data_root = 'data/digits/'
 metainfo = dict(classes=('0', '1', '2', '3', '4', '5', '6', '7', '8', '9'))

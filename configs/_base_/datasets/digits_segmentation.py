@@ -1,4 +1,4 @@
-# Scenes of handwritten digits, made by `python tools/make_digits.py`: every pixel is background or
+# Scenes of handwritten digits, made by `python demo/make_digits.py`: every pixel is background or
 # one of the ten digits.
 dataset_type = 'BaseSegDataset'
 data_root = 'data/digits/'

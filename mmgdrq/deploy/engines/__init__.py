@@ -1,0 +1,1 @@
+"""What each engine computes, and how it is opened."""

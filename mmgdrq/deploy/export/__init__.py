@@ -1,0 +1,1 @@
+"""Write the dense parts of a folded model as ONNX graphs."""

@@ -1,0 +1,214 @@
+"""Fold the steps of weights and activations into batch normalization; what is left is integers.
+
+With ``y = gamma (conv(Wq, xq) + b - mu) / sqrt(var + eps) + beta``, ``Wq = s_g W_int`` and ``xq = s_a x_int``::
+
+    gamma' = gamma s_g s_a,    mu' = (mu - b) / (s_g s_a),    var' = var,    beta' = beta
+
+gives the same ``y`` from ``conv(W_int, x_int)``. Where no BN follows, the layer keeps ``s_g s_a`` as one scale a
+filter and ``b`` as its offset.
+"""
+
+import copy
+from typing import Any, Callable, Optional, Union
+
+import torch
+from torch import Tensor, nn
+
+from ...errors import FoldError
+from ...layers import ActivationQuantizer, WeightQuantizer, is_quantized
+from ...quant import per_filter, quantize, step_of, weight_step
+from ...quantized_model.stages import BUFFER, get_stage
+from .batchnorm_pairs import Pairs, pairs_by_structure, pairs_by_trace
+from .folded_layers import STORED, become_folded, become_folded_model
+
+Entry = dict[str, Any]
+Example = Union[None, Tensor, tuple[Any, ...], Callable[[nn.Module], object]]
+
+
+def fold(model: nn.Module, example: Example = None, pairs: Optional[Pairs] = None) -> nn.Module:
+    """Return a folded copy of a quantized model; the model itself is not changed.
+
+    Args:
+        model: a quantized model whose activation ranges are set, or a module with one inside.
+        example: inputs (a tensor or a tuple), or a function that runs the model it is given. With it, the
+            BN of each layer is found by tracing; without it only where the code of the containing module
+            guarantees it. A layer without a certain BN keeps one scale a filter, which is always right.
+        pairs: layer name -> BN name, where the caller knows them.
+
+    Returns:
+        A copy in eval mode. ``copy.gdrq_folded`` maps layer names to what they became.
+
+    Raises:
+        FoldError: nothing to fold, a range that was never set, or a stage other than ``'quantize'``.
+
+    >>> import mmgdrq
+    >>> net = mmgdrq.quantize(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)))
+    >>> x = torch.rand(2, 3, 8, 8)
+    >>> y = net.train()(x)
+    >>> bool(torch.allclose(fold(net)(x), net.eval()(x), atol=1e-5))
+    True
+    """
+    check_foldable(model)
+    if pairs is None:
+        pairs = find_pairs(model, example)
+    folded = copy.deepcopy(model).eval()
+    modules = dict(folded.named_modules())
+    entries = {}
+    with torch.no_grad():
+        for name, layer in list(modules.items()):
+            if is_quantized(layer):
+                _check_finite(name, layer)
+                if not _is_foldable(layer):
+                    entries[name] = _store_layer(layer)
+                    continue
+                norm = pairs.get(name)
+                if norm and modules[norm].running_mean is None:
+                    raise FoldError(
+                        f'fold: {norm}, the BN of {name}, has no running statistics (track_running_stats=False), so it '
+                        f'cannot carry a scale. Leave {name} out of `pairs`'
+                    )
+                entries[name] = _fold_layer(layer, modules[norm] if norm else None)
+                entries[name]['norm'] = norm
+    become_folded_model(folded, entries)
+    return folded
+
+
+def find_pairs(model: nn.Module, example: Example = None) -> Pairs:
+    """The BN of every layer that has a certain one; see :func:`fold` for ``example``."""
+    if example is None:
+        return pairs_by_structure(model)
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        return pairs_by_trace(model, lambda: run_example(model, example))
+    finally:
+        for module in training:  # not model.train(): parts of it may be in eval mode, such as a frozen BN
+            module.training = True
+
+
+def run_example(model: nn.Module, example: Example) -> object:
+    """Run ``model`` on an example, see :func:`fold`."""
+    if isinstance(example, Tensor):
+        return model(example)
+    return model(*example) if isinstance(example, tuple) else example(model)
+
+
+def check_foldable(model: nn.Module) -> None:
+    """Raise where folding would give another model than the quantized one."""
+    layers = {name: m for name, m in model.named_modules() if is_quantized(m)}
+    if not layers:
+        raise FoldError('fold: the model has no quantized layer. Quantize and train it first')
+    for name, module in model.named_modules():  # the quantized model may stand in a wrapper
+        if hasattr(module, BUFFER) and get_stage(module) != 'quantize':
+            raise FoldError(
+                f"fold: {name or 'the model'} is in stage '{get_stage(module)}', without rounding. Train it through "
+                "the 'quantize' stage first"
+            )
+    for name, layer in layers.items():
+        if not layer.has_one_weight:
+            raise FoldError(
+                f'fold: {name} ({type(layer).__name__}) computes with several weights, which cannot be stored as one. '
+                'Leave it in float with rules=[dict(pattern=..., skip=True)], or evaluate the quantized model as it is'
+            )
+        quantizer = layer.activation_quantizer
+        if isinstance(quantizer, ActivationQuantizer) and not quantizer.is_ready():
+            raise FoldError(
+                f'fold: {name} has no activation range. Train at least one iteration, or load a checkpoint of the '
+                'quantized model. If it has been trained, no forward pass calls this layer: skip it in a rule'
+            )
+
+
+def _check_finite(name: str, layer: nn.Module) -> None:
+    for key, tensor in layer.state_dict().items():
+        if not bool(torch.isfinite(tensor).all()):
+            raise FoldError(
+                f'fold: {name}.{key} is not finite. Fold an earlier checkpoint, and see where NaN came from'
+            )
+
+
+def _is_foldable(layer: nn.Module) -> bool:
+    return layer.folds_as is not None and layer._parameters.get('weight') is not None
+
+
+def _store_layer(layer: nn.Module) -> Entry:
+    """The layer keeps its forward pass and input quantizer; its quantized weight is stored as codes."""
+    codes, scale, weight_format = weight_codes(layer, layer.filters().detach())
+    _, limits, bits = input_codes(layer)
+    entry = {'kind': STORED, 'input': limits, 'input_bits': bits, 'scaled': False, 'offset': False, 'norm': None}
+    entry.update(weight_format, shape=list(codes.shape))
+    become_folded(layer, entry)
+    if entry['weight_bits'] <= 8:
+        layer.weight_quantizer.codes.copy_(codes)
+        layer.weight_quantizer.scale.copy_(scale)
+    return entry
+
+
+def _fold_layer(layer: nn.Module, norm: Optional[nn.Module]) -> Entry:
+    codes, weight_scale, weight_format = weight_codes(layer, layer.weight.detach())
+    step, limits, bits = input_codes(layer)
+    scale = weight_scale * step
+    bias = None if layer.bias is None else layer.bias.detach().clone()
+    entry = {
+        'kind': 'conv' if isinstance(layer, nn.Conv2d) else 'linear',
+        'input': limits,
+        'input_bits': bits,
+        'scaled': norm is None,
+        'offset': norm is None and bias is not None,
+        **weight_format,
+    }
+    become_folded(layer, entry)
+    layer.weight.copy_(codes)
+    if limits is not None:
+        layer.input_codes.step.copy_(step)
+    if norm is None:
+        layer.scale.copy_(scale)
+        if bias is not None:
+            layer.offset.copy_(bias)
+    else:
+        _fold_into_norm(norm, scale, bias)
+    return entry
+
+
+def _fold_into_norm(norm: nn.Module, scale: Tensor, bias: Optional[Tensor]) -> None:
+    if norm.weight is None:
+        norm.weight = nn.Parameter(torch.ones_like(norm.running_mean))
+        norm.bias = nn.Parameter(torch.zeros_like(norm.running_mean))
+    norm.weight = nn.Parameter(norm.weight * scale, norm.weight.requires_grad)  # new, as it may be tied
+    mean = norm.running_mean if bias is None else norm.running_mean - bias
+    norm.running_mean.copy_(mean / scale)
+
+
+def weight_codes(layer: nn.Module, weight: Tensor) -> tuple[Tensor, Tensor, Entry]:
+    """Integer weight, scale of every filter, and how the integers are stored; ``weight`` has its filters first."""
+    quantizer = layer.weight_quantizer
+    if not isinstance(quantizer, WeightQuantizer):
+        return weight, weight_scale(layer, weight), {'weight_bits': 32, 'weight_lowest': 0, 'weight_stride': 1}
+    spec, alpha = quantizer.spec, quantizer.range_of(weight).detach()
+    codes = quantize(weight, weight_step(weight, alpha, spec), spec.code_limits, spec.offset)
+    lowest, stride = spec.integers
+    integers = (codes + spec.offset) * stride
+    return (
+        integers,
+        weight_scale(layer, weight),
+        {'weight_bits': spec.bits, 'weight_lowest': lowest, 'weight_stride': stride},
+    )
+
+
+def weight_scale(layer: nn.Module, weight: Tensor) -> Tensor:
+    """What one unit of the weight integers is worth, shape ``(O,)``; ``weight`` has its filters first."""
+    quantizer = layer.weight_quantizer
+    if not isinstance(quantizer, WeightQuantizer):
+        return weight.new_ones(weight.shape[0])
+    spec = quantizer.spec
+    step = step_of(quantizer.range_of(weight).detach(), spec.levels)
+    return per_filter(step, weight.shape[0], spec.group_size) / spec.integers[1]
+
+
+def input_codes(layer: nn.Module) -> tuple[Tensor, Optional[tuple[int, int]], int]:
+    """Input step, limits of the input codes, and their bits."""
+    quantizer = layer.activation_quantizer
+    if not isinstance(quantizer, ActivationQuantizer):
+        return layer.stored_weight().new_ones(()), None, 32
+    spec, signed = quantizer.spec, bool(quantizer.signed)
+    step = step_of(quantizer.threshold.detach().abs(), spec.levels(signed))
+    return step, spec.code_limits(signed), spec.bits

@@ -1,0 +1,84 @@
+"""Let an engine run the dense parts of a model."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from ..errors import CheckpointError
+from ..quantized_model.dense_parts import parts_of
+from .engines.opening import check_engine, open_engine
+from .folding.manifest import PathLike, check_file, read_manifest
+
+
+class EngineCall:
+    """Runs one graph in the place of a part of the model.
+
+    Args:
+        run: a float32 array to the list of the graph's results.
+        tree: structure of the results, as torch's pytree writes it.
+    """
+
+    def __init__(self, run, tree: str) -> None:
+        self.run = run
+        try:
+            self.tree = pytree.treespec_loads(tree)
+        except (AttributeError, IndexError, KeyError, NotImplementedError, TypeError, ValueError) as error:
+            raise CheckpointError(f'graphs: {tree[:60]!r} is not a structure of results ({error!r})') from None
+
+    def __call__(self, x: Tensor) -> Any:
+        count = len(x)
+        array = x.detach().cpu().numpy().astype(np.float32)
+        if count == 0:  # no RoIs: engines want at least one
+            array = np.zeros((1, *array.shape[1:]), np.float32)
+        results = [torch.from_numpy(np.asarray(r)).to(x.device) for r in self.run(array)]
+        if len(results) != self.tree.num_leaves:
+            raise CheckpointError(
+                f'graphs: one has {len(results)} results, the manifest says {self.tree.num_leaves}. Write the model '
+                'again with tools/deploy.py --export'
+            )
+        return pytree.tree_unflatten(results if count else [r[:0] for r in results], self.tree)
+
+
+def plug_engine(model: nn.Module, path: PathLike, engine: str, threads: int = 0) -> nn.Module:
+    """Let an engine run the dense parts of a model.
+
+    Args:
+        model: result of :func:`~mmgdrq.deploy.folding.artifact.load_folded` for the same directory.
+        path: directory that ``tools/deploy.py`` wrote.
+        engine: ``'onnxruntime'`` or ``'openvino'``.
+        threads: of the engine; 0 lets it choose.
+
+    Raises:
+        CheckpointError: the directory has no graphs for this engine, or a graph is missing or altered.
+        ExportError: the engine is not installed or does not accept a graph.
+    """
+    check_engine(engine)
+    path = Path(path)
+    graphs = read_manifest(path).get('graphs') or {}
+    if engine not in graphs:
+        raise CheckpointError(
+            f'{path}: has no graphs for {engine} (it has: {", ".join(graphs) or "none"}). Write it again with '
+            'tools/deploy.py --export'
+        )
+    for part in parts_of(model):
+        entry = graphs[engine].get(part.name)
+        if entry is None:
+            raise CheckpointError(f'{path}: has no graph for {part.name}. Write it again with tools/deploy.py --export')
+        file = _checked_file(path, engine, entry)
+        part.plug(EngineCall(open_engine(engine, file, threads), entry['tree']))
+    return model
+
+
+def _checked_file(path: Path, engine: str, entry: dict[str, Any]) -> Path:
+    """The file of a graph, which must lie in its folder and have the manifest's checksum."""
+    if not isinstance(entry, dict) or not all(isinstance(entry.get(key), str) for key in ('file', 'tree', 'sha256')):
+        raise CheckpointError(
+            f'{path}: its manifest does not say which file and structure a graph for {engine} has. Write it again '
+            'with tools/deploy.py --export'
+        )
+    file = path / engine / Path(entry['file']).name
+    return check_file(file, entry['sha256'], 'Write it again with tools/deploy.py --export')

@@ -1,0 +1,1 @@
+"""Compare every step of a deployment with the quantized model."""

@@ -1,0 +1,1 @@
+"""Operators below the maths: one operator, for each kind of device."""

@@ -1,0 +1,8 @@
+"""The layer on top: everything that imports mmengine, mmcv or a package of OpenMMLab.
+
+Importing it registers the hooks, the builder, the layers and the heads of mmgdrq with mmengine.
+"""
+
+from . import builder, hooks, ssd_head, upstream
+
+__all__ = ['builder', 'hooks', 'ssd_head', 'upstream']

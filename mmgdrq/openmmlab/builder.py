@@ -1,0 +1,101 @@
+"""``mmgdrq.Quantized``: build any registered model and quantize it, from one flat config."""
+
+from collections.abc import Mapping
+from typing import Any, Optional
+
+import torch
+from mmengine.logging import MMLogger
+from mmengine.registry import MODELS as MMENGINE_MODELS
+from torch import nn
+
+from ..deploy import simulate
+from ..errors import ConfigError, unknown_key
+from ..layers import Conv1d, Conv2d, Conv3d, ConvTranspose1d, ConvTranspose2d, ConvTranspose3d, Linear, WeightQuantizer
+from ..quantized_model.conversion import quantize
+from ..quantized_model.execution import set_execution
+from ..quantized_model.stages import need_leader
+from ..registry import MODELS
+from ..training.schedule import Schedule
+from .plan_log import log_plan
+
+QUANT_KEYS = ('weight', 'activation', 'rules', 'stages', 'execution', 'deploy')
+
+for layer in (Conv1d, Conv2d, Conv3d, ConvTranspose1d, ConvTranspose2d, ConvTranspose3d, Linear):
+    MODELS.register_module(module=layer)
+
+
+@MODELS.register_module(name='Quantized')
+def build_quantized(base_type: Optional[str] = None, quant: Optional[Mapping[str, Any]] = None, **model) -> nn.Module:
+    """Build the model ``base_type`` and quantize it.
+
+    The result is an instance of ``base_type`` itself, so everything that reads the config or the model
+    (inferencers, FlexibleRunner, test-time augmentation) works as with the float model.
+
+    Scale-Clip and ``stages`` need ``dict(type='mmgdrq.GDRQHook')`` in ``custom_hooks``, without keys: a model with
+    ``stages`` that nothing leads through them refuses to train.
+
+    Args:
+        base_type: registered name of the float model, such as ``'FasterRCNN'``; it must be given.
+        quant: ``weight``, ``activation``, ``rules``, ``stages``, ``execution`` and ``deploy`` as for
+            :func:`mmgdrq.quantize` and :class:`mmgdrq.GDRQHook`.
+        **model: the other keys of the float model's config.
+
+    Raises:
+        ConfigError: an unknown key, a bad value, or a key of ``quant`` beside it.
+    """
+    if quant is not None and not isinstance(quant, Mapping):
+        raise ConfigError(f'model.quant: expected a dict such as dict(weight=dict(bits=2)), got {quant!r}')
+    quant = dict(quant or {})
+    for key in quant:
+        if key not in QUANT_KEYS:
+            raise unknown_key('model.quant', key, QUANT_KEYS)
+    if not isinstance(base_type, str):
+        raise ConfigError(
+            f"model.base_type: expected the registered name of the float model, such as 'FasterRCNN', got {base_type!r}"
+        )
+    stages, execution, deploy = (quant.pop(key, None) for key in ('stages', 'execution', 'deploy'))
+    built = _build_float(base_type, model)
+    schedule = Schedule.from_config(stages)
+    built.gdrq_schedule = schedule
+    quantize(built, **quant, stage=schedule.first, follow_checkpoint=stages is not None)
+    if schedule.moves:
+        need_leader(built)
+    if deploy is not None:
+        simulate(built, deploy)
+    if execution is not None:
+        set_execution(built, **execution)
+    _announce_training(built)
+    return built
+
+
+def _build_float(base_type: str, config: Mapping[str, Any]) -> nn.Module:
+    try:
+        return MMENGINE_MODELS.build({'type': base_type, **config})
+    except TypeError as error:
+        for key in QUANT_KEYS:
+            if key in config and f"unexpected keyword argument '{key}'" in str(error):
+                raise ConfigError(
+                    f'model.{key}: belongs into model.quant: quant=dict({key}=...). Beside it are the keys of '
+                    f'{base_type}, which has no {key}'
+                ) from error
+        raise
+
+
+def _announce_training(model: nn.Module) -> None:
+    """Let ``model`` log its plan when it begins to train, and warn where nothing is there to clip its weights."""
+    model.gdrq_clipped = not any(isinstance(module, WeightQuantizer) for module in model.modules())
+    model.register_forward_pre_hook(_announce)
+
+
+def _announce(model: nn.Module, args) -> None:
+    if not model.training or not torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return
+    logger = MMLogger.get_current_instance()
+    log_plan(model, logger)
+    if not model.gdrq_clipped:
+        model.gdrq_clipped = True
+        logger.warning(
+            "mmgdrq: the model is trained without Scale-Clip. Add dict(type='mmgdrq.GDRQHook') to custom_hooks (with "
+            'scale_clip=False if this is meant); in a training loop of your own call '
+            'mmgdrq.ScaleClip(model).attach(optimizer)'
+        )

@@ -1,0 +1,49 @@
+"""Stages of a model on the test set of a config: float, quantized, folded, in engines."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from mmengine.runner import load_checkpoint
+from torch import nn
+
+from ..errors import CheckpointError, ConfigError
+from ..layers import quantized_layers
+from .building import build_model, model_config
+from .config_parts import without_weights
+
+
+def evaluate(runner, model: nn.Module) -> dict[str, float]:
+    """Metrics of the config's test set for a model in the place of the runner's."""
+    own, runner.model = runner.model, model
+    try:
+        return dict(runner.test_loop.run())
+    finally:
+        runner.model = own
+
+
+def load_float_model(cfg: Mapping[str, Any], checkpoint: str) -> nn.Module:
+    """The float model that a config quantizes, with weights of its own.
+
+    Args:
+        cfg: the whole config; its ``model`` is made by ``mmgdrq.Quantized`` or quantized by the hook.
+        checkpoint: file or URL of float weights.
+
+    Raises:
+        ConfigError: the config quantizes a part of the model by ``conv_cfg``, so that no float model is in it.
+        CheckpointError: the weights do not fit.
+    """
+    config = without_weights(model_config(cfg))
+    if 'base_type' in config:
+        config['type'] = config.pop('base_type')
+        config.pop('quant', None)
+    model = build_model(config)
+    if any(True for _ in quantized_layers(model)):
+        raise ConfigError('--float: the config quantizes layers by conv_cfg, so it has no float model to compare with')
+    try:
+        load_checkpoint(model, checkpoint, map_location='cpu', strict=True)
+    except RuntimeError as error:
+        raise CheckpointError(
+            f'--float: {checkpoint} does not fit the float model of the config. Expected a checkpoint of it '
+            f'before quantization ({" ".join(str(error).split())[:300]})'
+        ) from None
+    return model

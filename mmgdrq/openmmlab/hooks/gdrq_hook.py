@@ -1,0 +1,198 @@
+"""The hook that quantizes the model of a Runner and leads it through the stages of GDRQ."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Optional
+
+from mmengine.runner import IterBasedTrainLoop
+from torch import nn
+
+from ...deploy import simulate, simulated
+from ...errors import ConfigError, unknown_key
+from ...layers.walk import is_quantized_model
+from ...planning.plan import make_plan
+from ...quantized_model.conversion import quantize
+from ...quantized_model.execution import set_execution
+from ...quantized_model.iteration import is_frozen
+from ...quantized_model.stages import freeze, get_stage, set_stage
+from ...registry import HOOKS
+from ...training.scale_clip import ScaleClip
+from ...training.schedule import Schedule
+from ..averages import AveragesHook
+from ..best_score import forget_best
+from ..checkpoint_code import drop_code
+from ..optimizers import optimizers_of
+from ..plan_log import log_plan
+from ..stage_log import warn_unreached, warn_unrounded
+from ..wrappers import refuse_sharding, unwrap
+from .range_check_hook import RangeCheckHook
+
+KEYS = ('weight', 'activation', 'rules', 'stages', 'scale_clip', 'execution', 'deploy', 'priority')
+
+
+UNCLIPPED_STAGES = ('float',)
+
+
+@HOOKS.register_module()
+class GDRQHook(AveragesHook):
+    """Quantize the runner's model before it loads a checkpoint, and switch its stages while it trains.
+
+    With a model built by ``mmgdrq.Quantized`` the hook only leads through the stages; it then takes neither
+    ``weight`` nor ``activation`` nor ``rules``.
+
+    Args:
+        weight: dict of :class:`~mmgdrq.quant.WeightSpec`; defaults to 2 bits.
+        activation: dict of :class:`~mmgdrq.quant.ActivationSpec`; defaults to 4 bits.
+        rules: see :func:`mmgdrq.plan`.
+        stages: dict of :class:`~mmgdrq.training.schedule.Schedule`; defaults to quantizing from the beginning.
+        scale_clip: project the weights after every real optimizer step, except in the float stage.
+        execution: dict of :class:`~mmgdrq.quantized_model.execution.Execution`: how the model computes, not what.
+        deploy: ``'onnxruntime'`` lets the model compute, in training and evaluation, what that engine will:
+            see :func:`mmgdrq.deploy.simulate`.
+
+    Raises:
+        ConfigError: an unknown key, a bad value, a rule that matches nothing.
+    """
+
+    # Before EMAHook (49) copies the model, and before it averages the weights.
+    priority = 'VERY_HIGH'
+
+    def __init__(
+        self,
+        weight: Optional[Mapping[str, Any]] = None,
+        activation: Optional[Mapping[str, Any]] = None,
+        rules: Sequence[Mapping[str, Any]] = (),
+        stages: Optional[Mapping[str, Any]] = None,
+        scale_clip: bool = True,
+        execution: Optional[Mapping[str, Any]] = None,
+        deploy: Optional[str] = None,
+        **unknown: Any,
+    ) -> None:
+        for key in unknown:
+            raise unknown_key('GDRQHook', key, KEYS)
+        if not isinstance(scale_clip, bool):
+            raise ConfigError(f'GDRQHook: scale_clip={scale_clip!r} is not True or False')
+        self.quant = dict(weight=weight, activation=activation, rules=rules)
+        self.stages = stages
+        self.schedule = Schedule.from_config(stages)
+        self.scale_clip = scale_clip
+        self.execution = execution
+        self.deploy = deploy
+        self.range_check = RangeCheckHook()
+        self.model: Optional[nn.Module] = None
+        self.projection: Optional[ScaleClip] = None
+
+    def before_run(self, runner) -> None:
+        """Quantize the model, once; checkpoints are loaded after this."""
+        refuse_sharding(runner.model)
+        model = unwrap(runner.model)
+        if model is self.model:
+            return
+        self.model = model
+        _refuse_bypasses(runner)
+        if is_quantized_model(model) and hasattr(model, 'gdrq_plan'):
+            self._manage_built(model)
+        else:
+            self._quantize(runner, model)
+        if self.deploy is not None:
+            results = simulated(simulate(model, self.deploy)).values()
+            rounded = sum(not isinstance(result.quantizer, nn.Identity) for result in results)
+            text = 'mmgdrq: simulating %s: %d biases are rounded, and %d results to 8 bits'
+            runner.logger.info(text, self.deploy, len(results), rounded)
+        if self.execution is not None:
+            runner.logger.info('mmgdrq: %s', set_execution(model, **self.execution))
+        log_plan(model, runner.logger)
+
+    def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
+        """Leave out what mmengine would run as code."""
+        drop_code(checkpoint)
+
+    def before_train(self, runner) -> None:
+        """Enter the stage of the present epoch or iteration and attach Scale-Clip to the optimizers."""
+        by_iter = isinstance(runner.train_loop, IterBasedTrainLoop)
+        if by_iter and self.schedule.by_epoch and self.schedule != Schedule():
+            raise ConfigError(
+                'stages: this config trains by iterations; set by_epoch=False and give the begin of the stages '
+                'in iterations'
+            )
+        if self.projection is None and self.scale_clip:
+            self.projection = ScaleClip(self.model)
+            for optimizer in optimizers_of(runner):
+                self.projection.attach(optimizer)
+        super().before_train(runner)
+        self._enter(runner)
+        runner.logger.info("mmgdrq: the training starts in stage '%s'", get_stage(self.model))
+        warn_unreached(runner, self.schedule)
+
+    def before_val_epoch(self, runner) -> None:
+        """Say what is not rounded in this stage."""
+        super().before_val_epoch(runner)
+        warn_unrounded(runner)
+
+    def before_test_epoch(self, runner) -> None:
+        """The same before a test."""
+        super().before_test_epoch(runner)
+        warn_unrounded(runner)
+
+    def before_train_iter(self, runner, batch_idx: int, data_batch=None) -> None:
+        """Enter a new stage when its time has come."""
+        self._enter(runner)
+        self.range_check.before_train_iter(runner, batch_idx)
+
+    def after_train_iter(self, runner, batch_idx: int, data_batch=None, outputs: Optional[dict] = None) -> None:
+        """Warn of inputs that do not fit their range."""
+        super().after_train_iter(runner, batch_idx)
+        self.range_check.after_train_iter(runner, batch_idx)
+
+    def _manage_built(self, model: nn.Module) -> None:
+        given = [key for key, value in self.quant.items() if value]
+        if given:
+            raise ConfigError(
+                f'GDRQHook.{given[0]}: the model is built by mmgdrq.Quantized already; put it into model.quant'
+            )
+        model.gdrq_led = model.gdrq_clipped = True  # or not clipped, as the hook says so
+        if self.stages is None:
+            self.schedule = getattr(model, 'gdrq_schedule', self.schedule)
+        else:
+            model.gdrq_follow = True
+
+    def _quantize(self, runner, model: nn.Module) -> None:
+        if getattr(runner, '_has_loaded', False) or type(runner).__name__ == 'FlexibleRunner':
+            raise ConfigError(
+                f'GDRQHook: {type(runner).__name__} has built and loaded the model before hooks run. Use the '
+                "builder instead: model=dict(type='mmgdrq.Quantized', base_type=..., quant=dict(...))"
+            )
+        for row in make_plan(model, **self.quant).pending:
+            for key, spec in (('weight', row.weight), ('activation', row.activation)):
+                if spec.enabled and spec.range == 'learned':
+                    raise ConfigError(
+                        f"GDRQHook: range='learned' for the {key} of '{row.name}' adds parameters, but the "
+                        'optimizer exists before hooks run. Use the builder: '
+                        "model=dict(type='mmgdrq.Quantized', base_type=..., quant=dict(...))"
+                    )
+        quantize(
+            model,
+            **self.quant,
+            stage=self.schedule.first,
+            follow_checkpoint=self.stages is not None,
+        )
+
+    def _enter(self, runner) -> None:
+        now = runner.epoch if self.schedule.by_epoch else runner.iter
+        stage, frozen = self.schedule.stage_at(now), self.schedule.frozen_at(now)
+        if stage != get_stage(self.model):
+            forget_best(runner, get_stage(self.model))
+            set_stage(self.model, stage)
+            runner.logger.info("mmgdrq: stage '%s' begins", stage)
+        if frozen and not is_frozen(self.model):
+            runner.logger.info('mmgdrq: activation ranges and BN statistics are frozen from here on')
+        freeze(self.model, frozen)
+        if self.projection is not None:
+            self.projection.enabled = stage not in UNCLIPPED_STAGES
+
+
+def _refuse_bypasses(runner) -> None:
+    if runner.cfg.get('efficient_conv_bn_eval'):
+        raise ConfigError(
+            'efficient_conv_bn_eval: it reads the float weights and would bypass quantization. Remove it '
+            'from the config'
+        )

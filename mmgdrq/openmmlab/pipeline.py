@@ -1,0 +1,80 @@
+"""The test pipeline of a config for images of an application: files or arrays, without annotations."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Callable, Union
+
+import numpy as np
+
+from ..errors import CheckpointError, InputError
+from .config_parts import class_name
+
+Image = Union[str, Path, np.ndarray]
+RGB_DATASETS = ('CIFAR10', 'CIFAR100')
+"""Data sets of MMPretrain that hand arrays to their pipeline, whose colors are red, green and blue."""
+
+
+def make_pipeline(cfg: Mapping[str, Any]) -> Callable[[Image], dict[str, Any]]:
+    """What prepares one image as the config's test data set does.
+
+    Args:
+        cfg: the whole config; of a concatenation of data sets the first one counts.
+
+    Returns:
+        A function of a file or of a BGR array ``(H, W, 3)``, uint8. It raises InputError for a file that cannot be
+        read as an image.
+
+    Raises:
+        CheckpointError: the config has no test pipeline.
+    """
+    from mmengine.dataset import Compose
+    from mmengine.registry import TRANSFORMS
+
+    dataset = _test_dataset(cfg)
+    steps = [step for step in dataset['pipeline'] if 'Annotations' not in str(step['type'])]
+    loads = bool(steps) and class_name(steps[0]['type']).startswith('Load')
+    load = TRANSFORMS.build(steps[0]) if loads else _read_file
+    rest = Compose([TRANSFORMS.build(step) for step in steps[loads:]])
+    rgb = not loads and class_name(dataset.get('type')) in RGB_DATASETS
+
+    def run(image: Image) -> dict[str, Any]:
+        sample = _from_array(image) if isinstance(image, np.ndarray) else _from_file(load, str(image))
+        if rgb:
+            sample['img'] = np.ascontiguousarray(sample['img'][..., ::-1])
+        return rest(sample)
+
+    return run
+
+
+def _test_dataset(cfg: Mapping[str, Any]) -> Mapping[str, Any]:
+    dataset = (cfg.get('test_dataloader') or {}).get('dataset') or {}
+    while 'dataset' in dataset or dataset.get('datasets'):
+        dataset = dataset['dataset'] if 'dataset' in dataset else dataset['datasets'][0]
+    if 'pipeline' not in dataset:
+        raise CheckpointError(
+            'load_deployed: the config has no test_dataloader with a pipeline, which prepares the images. Deploy with '
+            'the config of the test'
+        )
+    return dataset
+
+
+def _from_array(image: np.ndarray) -> dict[str, Any]:
+    shape = image.shape[:2]
+    return dict(img=image, img_id=0, img_path=None, img_shape=shape, ori_shape=shape)
+
+
+def _from_file(load: Callable[[dict], dict], path: str) -> dict[str, Any]:
+    try:
+        return load(dict(img_path=path, img_id=0))
+    except (AssertionError, AttributeError, OSError, ValueError) as error:
+        raise InputError(f'image: {path} cannot be read as an image ({error})') from None
+
+
+def _read_file(sample: dict[str, Any]) -> dict[str, Any]:
+    """In the place of a loading step, where the data set of the config decodes its images itself."""
+    import cv2
+
+    image = cv2.imread(sample['img_path'])
+    if image is None:
+        raise ValueError('cv2 knows no such format')
+    return {**_from_array(image), **sample}

@@ -1,0 +1,27 @@
+"""The plan of a quantized model in the log."""
+
+from dataclasses import replace
+
+from mmengine.logging import MMLogger
+from torch import nn
+
+from ..planning.plan import Plan, PlanRow, make_plan
+
+
+def log_plan(model: nn.Module, logger: MMLogger) -> None:
+    """Log the plan of ``model``, once in each log; of registered layers where they are all that is quantized."""
+    if getattr(model, 'gdrq_plan_log', None) != logger.instance_name:
+        model.gdrq_plan_log = logger.instance_name
+        plan = model.gdrq_plan if hasattr(model, 'gdrq_plan') else registered_plan(model)
+        logger.info('mmgdrq: the quantization plan\n%s', plan)
+
+
+def registered_plan(model: nn.Module) -> Plan:
+    """The plan of a model as it is: what its registered layers are quantized to."""
+    return Plan(map(_as_it_is, make_plan(model)))
+
+
+def _as_it_is(row: PlanRow) -> PlanRow:
+    if row.built:
+        return replace(row, reason='registered')
+    return replace(row, weight=None, activation=None, reason='not registered' if row.quantized else row.reason)

@@ -1,0 +1,1 @@
+"""What holds for a quantized model as a whole."""

@@ -1,0 +1,59 @@
+"""How a quantized model computes: none of it changes what it computes."""
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+from torch import nn
+
+from ..errors import ConfigError, unknown_key
+from ..kernels import dispatch as backend
+from ..layers.relu import set_lean_relu
+from ..layers.walk import quantized_layers
+from ..layers.weight_quantizer import WeightQuantizer
+
+
+@dataclass(frozen=True)
+class Execution:
+    """Switches of :func:`set_execution`.
+
+    Attributes:
+        codes: convolutions and linear layers keep one-byte codes for the backward pass; off: float copies.
+        cache: weights that have not changed are not quantized again.
+        kernels: use the compiled kernels (CPU) and Triton kernels (CUDA), in the whole process; off: torch functions.
+        lean_relu: every ``nn.ReLU`` keeps one bit an element for the backward pass; off: its output.
+    """
+
+    codes: bool = True
+    cache: bool = True
+    kernels: bool = True
+    lean_relu: bool = True
+
+
+def set_execution(model: nn.Module, **switches: Any) -> Execution:
+    """Choose how a quantized model computes; losses and gradients are the same.
+
+    Args:
+        model: a quantized model.
+        **switches: see :class:`Execution`; those left out take their default.
+
+    Raises:
+        ConfigError: an unknown switch, or a value that is not a bool.
+
+    >>> set_execution(nn.Sequential(nn.ReLU()), lean_relu=False)
+    Execution(codes=True, cache=True, kernels=True, lean_relu=False)
+    """
+    valid = [field.name for field in fields(Execution)]
+    for key, value in switches.items():
+        if key not in valid:
+            raise unknown_key('execution', key, valid)
+        if not isinstance(value, bool):
+            raise ConfigError(f'execution: {key}={value!r} is not True or False')
+    execution = Execution(**switches)
+    for layer in quantized_layers(model):
+        layer.one_byte = execution.codes
+        if isinstance(layer.weight_quantizer, WeightQuantizer):
+            layer.weight_quantizer.cache.enabled = execution.cache
+            layer.weight_quantizer.cache.clear()
+    set_lean_relu(model, execution.lean_relu)
+    backend.enable(execution.kernels)
+    return execution
