@@ -1,132 +1,201 @@
-"""The direction of the parts: quant <- layers <- policy, convert <- builder, hooks, deploy."""
+"""The direction of imports: every file of the package, no exceptions, and no circles.
+
+The packages stand in the order of :data:`ORDER`; each may import those before it. Parts between bars of
+docs/architecture.md share a place and know nothing of each other.
+"""
 
 import ast
+import sys
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1] / 'mmgdrq'
-STDLIB = {
-    'collections',
-    'contextlib',
-    'ctypes',
-    'dataclasses',
-    'difflib',
-    'fnmatch',
-    'functools',
-    'inspect',
-    'itertools',
-    'math',
-    'pathlib',
-    're',
-    'threading',
-    'types',
-    'typing',
-    'warnings',
+ROOT = Path(__file__).parents[1]
+
+ORDER = (
+    {'errors'},
+    {'files', 'versions'},
+    {'kernels'},
+    {'quant'},
+    {'layers'},
+    {'planning'},
+    {'quantized_model'},
+    {'training', 'post_training', 'analysis', 'deploy'},
+    {'config'},
+    {'registry'},
+    {'openmmlab'},
+    {'cli', 'runtime'},
+    {'__init__'},
+)
+"""What lies in mmgdrq/, from the bottom to the top."""
+
+DEPLOY_ORDER = (
+    {'folding'},
+    {'engines'},
+    {'export'},
+    {'end2end'},
+    {'verification'},
+    {'quantized_outputs', 'plugged_engine'},
+    {'simulation', 'deployment'},
+    {'__init__'},
+)
+"""The same for mmgdrq/deploy/."""
+
+YET_WRONG = {
+    'mmgdrq.deploy.engines.results -> mmgdrq.deploy.export.block_module',
+    'mmgdrq.deploy.engines.results -> mmgdrq.deploy.export.graph_reader',
+    'mmgdrq.deploy.export.writer -> mmgdrq.deploy.verification.free_axes',
+    'mmgdrq.deploy.export.writer -> mmgdrq.deploy.verification.replaced_parts',
 }
+"""A list that only gets shorter."""
+
+OPENMMLAB = ('mmengine', 'mmcv', 'mmdet', 'mmseg', 'mmpretrain', 'mmpose', 'mmyolo')
+WITH_OPENMMLAB = ('registry', 'openmmlab')
+"""The only parts that import packages of OpenMMLab."""
 
 ALLOWED = {
     'errors': set(),
     'files': set(),
-    'quant': {'errors', 'quant'},
-    'layers': {'errors', 'quant', 'layers'},
-    'edges': set(),
-    'survey': {'layers'},
-    'training': set(),
-    'rules': {'errors', 'quant', 'survey'},
-    'policy': {'edges', 'quant', 'layers', 'rules', 'survey', 'training'},
-    'stages': {'errors', 'layers'},
-    'schedule': {'errors'},
-    'optimizer_check': {'errors', 'layers'},
-    'scale_clip': {'layers', 'optimizer_check'},
-    'unwrap': {'errors'},
-    'config_parts': set(),
-    'convert': {'errors', 'layers', 'policy', 'stages'},
-    'plan_log': {'policy'},
-    'heads': {'registry'},
-    'builder': {'errors', 'layers', 'policy', 'schedule', 'stages', 'convert', 'plan_log', 'registry', 'deploy'},
-    'analysis': {'files', 'quant', 'layers', 'analysis'},
-    'deploy': {'errors', 'files', 'quant', 'layers', 'policy', 'stages', 'convert', 'unwrap', 'config_parts'},
+    'versions': {'torch'},
+    'kernels': {'torch', 'triton'},
+    'quant': {'torch'},
+    'layers': {'torch'},
+    'planning': {'torch'},
+    'quantized_model': {'torch'},
+    'training': {'torch'},
+    'config': {'torch'},
 }
-"""Part -> the other parts it may import."""
-
-TORCH_ONLY = (
-    'errors',
-    'quant',
-    'layers',
-    'edges',
-    'survey',
-    'training',
-    'rules',
-    'policy',
-    'convert',
-    'stages',
-    'schedule',
-    'optimizer_check',
-    'scale_clip',
-)
+"""Part -> packages outside the standard library that it may import."""
 
 
-def files_of(part: str) -> list[Path]:
-    folder = ROOT / part
-    found = sorted(folder.rglob('*.py')) if folder.is_dir() else [ROOT / f'{part}.py']
-    assert found
-    assert all(file.is_file() for file in found)
-    return found
+def modules_of(package: str) -> dict[str, Path]:
+    """Dotted name -> file; a package itself is named ``....__init__``."""
+    return {'.'.join(file.relative_to(ROOT).with_suffix('').parts): file for file in (ROOT / package).rglob('*.py')}
 
 
-def imports_of(file: Path) -> set[str]:
-    """Absolute names of the modules that a file imports, wherever in it."""
-    package = ['mmgdrq', *file.relative_to(ROOT).parts[:-1]]
+MODULES = {**modules_of('mmgdrq'), **modules_of('mmgdrq_runtime')}
+
+
+def imports_of(name: str) -> set[str]:
+    """Names of everything that a module imports, wherever in it; those of the project as in :data:`MODULES`."""
+    return imports_in(MODULES[name].read_text(encoding='utf-8'), name.split('.')[:-1])
+
+
+def imports_in(source: str, package: list[str]) -> set[str]:
     names = set()
-    for node in ast.walk(ast.parse(file.read_text())):
+    for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
+            names |= {_known(alias.name) or alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             base = package[: len(package) + 1 - node.level] if node.level else []
             module = '.'.join([*base, *([node.module] if node.module else [])])
-            # `from .. import x` and `from . import x` may name a part itself
-            names |= {f'{module}.{alias.name}' for alias in node.names} if module == 'mmgdrq' else {module}
+            # `from . import x` may name a module
+            names |= {_known(f'{module}.{alias.name}') or _known(module) or module for alias in node.names}
     return names
 
 
-def parts_and_packages(part: str) -> tuple[set[str], set[str]]:
-    names = {name for file in files_of(part) for name in imports_of(file)}
-    inside = {name.split('.')[1] for name in names if name.startswith('mmgdrq.')}
-    return inside, {name.split('.')[0] for name in names} - {'mmgdrq'}
+def _known(name: str):
+    return name if name in MODULES else f'{name}.__init__' if f'{name}.__init__' in MODULES else None
+
+
+GRAPH = {name: imports_of(name) for name in MODULES}
+
+
+def rank(part: str, order) -> int:
+    found = [number for number, parts in enumerate(order) if part in parts]
+    assert found, f'{part} has no place in the order'
+    return found[0]
+
+
+def wrong_edges(order, prefix: str) -> list[str]:
+    """Imports from a part of ``prefix`` into one that does not stand before it."""
+    depth, wrong = prefix.count('.') + 1, []
+    for name, imported in GRAPH.items():
+        for other in imported:
+            if name.startswith(f'{prefix}.') and other.startswith(f'{prefix}.'):
+                one, two = name.split('.')[depth], other.split('.')[depth]
+                if one != two and rank(two, order) >= rank(one, order):
+                    wrong.append(f'{name} -> {other}')
+    return wrong
+
+
+def test_every_package_imports_those_before_it_only():
+    assert wrong_edges(ORDER, 'mmgdrq') == []
+
+
+def test_deployment_imports_the_steps_before_it_only():
+    assert set(wrong_edges(DEPLOY_ORDER, 'mmgdrq.deploy')) <= YET_WRONG
+
+
+def circles(graph: dict[str, set[str]]) -> list[list[str]]:
+    """Sets of modules that import each other (Tarjan's strongly connected components)."""
+    index, low, stack, found = {}, {}, [], []
+
+    def visit(name: str) -> None:
+        index[name] = low[name] = len(index)
+        stack.append(name)
+        for other in graph[name] & set(graph):
+            if other not in index:
+                visit(other)
+            if other in stack:
+                low[name] = min(low[name], low[other])
+        if low[name] == index[name]:
+            component = stack[stack.index(name) :]
+            del stack[stack.index(name) :]
+            if len(component) > 1 or name in graph[name]:
+                found.append(sorted(component))
+
+    for name in graph:
+        if name not in index:
+            visit(name)
+    return found
+
+
+def test_no_modules_import_each_other():
+    assert circles(GRAPH) == []
+
+
+def part_of(name: str) -> str:
+    return name.split('.')[1]
 
 
 @pytest.mark.parametrize('part', ALLOWED)
-def test_direction(part):
-    assert parts_and_packages(part)[0] <= ALLOWED[part] | {part}
+def test_a_part_imports_only_what_it_needs(part):
+    names = {other.split('.')[0] for name in MODULES if part_of(name) == part for other in GRAPH[name]}
+    ours = {'mmgdrq', 'mmgdrq_runtime'}
+    assert names - set(sys.stdlib_module_names) - ours <= ALLOWED[part]
 
 
-@pytest.mark.parametrize('part', TORCH_ONLY)
-def test_torch_only(part):
-    optional = {'triton'} if part == 'quant' else set()
-    assert parts_and_packages(part)[1] <= STDLIB | {'torch'} | optional
+def test_only_the_top_imports_openmmlab():
+    wrong = {
+        name
+        for name, imported in GRAPH.items()
+        if part_of(name) not in WITH_OPENMMLAB and {other.split('.')[0] for other in imported} & set(OPENMMLAB)
+    }
+    assert wrong == set()
+
+
+def test_the_runtime_stands_alone():
+    names = {other for name in modules_of('mmgdrq_runtime') for other in GRAPH[name]}
+    assert {name.split('.')[0] for name in names} & {'mmgdrq', 'torch', 'torchvision', *OPENMMLAB} == set()
 
 
 def test_triton_is_imported_in_one_file_only():
-    files = [file.name for file in files_of('quant') if 'triton' in imports_of(file)]
-    assert files == ['triton_kernels.py']
+    assert [name for name, imported in GRAPH.items() if 'triton' in imported] == ['mmgdrq.kernels.cuda']
 
 
-@pytest.mark.parametrize('name', ['artifact', 'fold', 'layers', 'manifest', 'pairs', 'verify'])
-def test_folding_needs_no_openmmlab_and_no_pickle(name):
-    packages = {module.split('.')[0] for module in imports_of(ROOT / 'deploy' / f'{name}.py')} - {'mmgdrq'}
-    assert not {package for package in packages if package.startswith('mm')}
-    assert 'pickle' not in packages
-
-
-def test_nothing_below_the_package_imports_its_root():
-    for part in ALLOWED:
-        for file in files_of(part):
-            assert 'mmgdrq' not in imports_of(file), file
+def test_no_module_reads_or_writes_pickles():
+    wrong = {name for name, imported in GRAPH.items() if 'pickle' in imported}
+    assert wrong == {'mmgdrq.openmmlab.commands.run'}, 'it reports an UnpicklingError of torch'
 
 
 def test_the_parser_sees_what_it_should():
-    assert 'mmgdrq.quant' in imports_of(ROOT / 'layers' / 'quantizer.py')
-    assert 'mmgdrq.quant.specs' in imports_of(ROOT / 'quant' / 'ranges.py')
-    assert 'mmgdrq.errors' in imports_of(ROOT / 'rules.py')
-    assert any(name.startswith('mmengine') for name in parts_and_packages('hooks')[1])
+    assert 'mmgdrq.quant.__init__' in GRAPH['mmgdrq.layers.quantizer']
+    assert 'mmgdrq.errors' in GRAPH['mmgdrq.planning.rules']
+    assert 'mmengine.hooks' in GRAPH['mmgdrq.openmmlab.hooks.range_check_hook']
+    assert imports_in('def f():\n    from .. import errors', ['mmgdrq', 'quant']) == {'mmgdrq.errors'}
+
+
+def test_circles_are_found():
+    graph = {'a': {'b'}, 'b': {'c', 'os'}, 'c': {'a'}, 'd': {'a'}, 'e': {'e'}}
+    assert circles(graph) == [['a', 'b', 'c'], ['e']]

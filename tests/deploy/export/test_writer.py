@@ -270,6 +270,6 @@ def test_numpy_arrays_go_in_and_out(tmp_path):
 def test_a_manifest_with_a_malformed_graph(deployed, monkeypatch, entry):
     folded, _, path = deployed
     graphs = {'openvino': {'dense': entry}}
-    monkeypatch.setattr('mmgdrq.openmmlab.deployed_model.read_manifest', lambda path: {'graphs': graphs})
+    monkeypatch.setattr('mmgdrq.deploy.plugged_engine.read_manifest', lambda path: {'graphs': graphs})
     with pytest.raises(CheckpointError, match='does not say which file and structure'):
         plug_engine(folded, path, 'openvino')

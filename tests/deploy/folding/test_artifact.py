@@ -11,6 +11,7 @@ from torch import nn
 import mmgdrq
 from mmgdrq.deploy import is_deployed, load_folded, save_folded
 from mmgdrq.deploy.folding import artifact
+from mmgdrq.deploy.folding.manifest import file_sha256, json_sha256
 from mmgdrq.errors import CheckpointError
 from mmgdrq.quant.specs import GRIDS
 
@@ -78,7 +79,7 @@ def rewrite(path, change):
     tensors = load_file(str(file))
     change(tensors)
     save_file(tensors, str(file))
-    rewrite_manifest(path, lambda manifest: manifest.update(sha256=artifact._sha256(file)))
+    rewrite_manifest(path, lambda manifest: manifest.update(sha256=file_sha256(file)))
 
 
 def rewrite_manifest(path, change):
@@ -86,7 +87,7 @@ def rewrite_manifest(path, change):
     manifest = json.loads(file.read_text())
     change(manifest)
     if 'layers_sha256' in manifest and 'layers' in manifest:
-        manifest['layers_sha256'] = artifact._json_sha256(manifest['layers'])
+        manifest['layers_sha256'] = json_sha256(manifest['layers'])
     file.write_text(json.dumps(manifest))
 
 
