@@ -28,7 +28,7 @@ def manifest(folder: Path):
     import torch
 
     from mmgdrq.deploy import load_folded
-    from mmgdrq.deploy.folding.manifest import _json_sha256
+    from mmgdrq.deploy.folding.manifest import json_sha256
     from mmgdrq.errors import CheckpointError
 
     path = deployed(folder)
@@ -40,7 +40,7 @@ def manifest(folder: Path):
             change(changed, data)
         if data.ConsumeBool():
             for part in ('layers', 'graphs'):
-                changed[f'{part}_sha256'] = _json_sha256(changed.get(part))
+                changed[f'{part}_sha256'] = json_sha256(changed.get(part))
         (path / 'manifest.json').write_text(json.dumps(changed))
         try:
             loaded = load_folded(quantized(), path)

@@ -133,12 +133,12 @@ def deployed(tmp_path):
 )
 def test_a_hostile_manifest_with_a_right_checksum(deployed, change):
     from mmgdrq.deploy import load_folded
-    from mmgdrq.deploy.folding.manifest import _json_sha256
+    from mmgdrq.deploy.folding.manifest import json_sha256
 
     net, path = deployed
     manifest = json.loads((path / 'manifest.json').read_text())
     manifest['layers']['0'].update(change)
-    manifest['layers_sha256'] = _json_sha256(manifest['layers'])
+    manifest['layers_sha256'] = json_sha256(manifest['layers'])
     (path / 'manifest.json').write_text(json.dumps(manifest))
     before = {key: value.clone() for key, value in net.state_dict().items()}
     with pytest.raises(CheckpointError):
