@@ -16,7 +16,8 @@ from mmengine.config import Config
 
 from mmgdrq.openmmlab.commands.plan import plan_of
 from mmgdrq.openmmlab.config_parts import class_name
-from mmgdrq.planning.plan import Plan, PlanRow
+from mmgdrq.planning.plan import Plan
+from mmgdrq.planning.row import PlanRow
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = ROOT / 'configs/gdrq'
@@ -65,9 +66,9 @@ VGG-11 and VGG-16 with BN on crops of 32 pixels, SSD on VGG-11 without BN at 64 
 `*_bccd` configs, float baselines that become quantized ones by the two lines of the README.
 
 A `freeze` in `stages` ends the updates of ranges and BN statistics for the last epochs (Krishnamoorthi, arXiv
-1806.08342). A frozen backbone stage that a config of yours keeps has 8 bits: it is rounded, but not trained.
+1806.08342). A frozen backbone stage that a config of yours keeps has 8 bits: it is quantized, not trained.
 
-| config | inherits | data | weight layers | bits a weight | 8 bits at the edges | plan |
+| config | inherits | data | weight layers | bits per weight | layers at 8 bits by default | plan |
 |---|---|---|---|---|---|---|
 """
 
@@ -106,7 +107,7 @@ def plans_page(name: str, plans: dict[str, Plan]) -> str:
     widths = [max(map(len, column)) for column in zip(*lines)]
     table = ['  '.join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip() for line in lines]
     sums = [f'- `{config}`: {plan.summary()}' for config, plan in plans.items()]
-    head = [f'# {name}', '', 'Bits of weight / input. Written by `python dev/list_configs.py`.']
+    head = [f'# {name}', '', 'Bits of weight / activation. Written by `python dev/list_configs.py`.']
     return '\n'.join([*head, '', *sums, '', '```', *table, '```', ''])
 
 
@@ -123,13 +124,13 @@ PAPER = dict(
 def row_of(path: Path, cfg: Config, plan: Plan) -> str:
     """A row of the table."""
     total = sum(row.parameters for row in plan)
-    bits = sum(row.parameters * (row.weight.bits if row.weight else 32) for row in plan) / total
-    edges = sum(bool(row.reason) for row in plan.quantized)
+    bits = sum(row.parameters * row.bits for row in plan) / total
+    eight = sum(bool(row.reason) for row in plan.quantized)
     name = f'[{path.stem}](../configs/gdrq/{path.name})'
     layers = f'{len(plan.quantized)} of {len(plan)}'
     page = BITS.sub('', path.stem)
     return (
-        f'| {name} | {inherited(path)} | {data_of(cfg)} | {layers} | {bits:.2f} | {edges} | [plan](plans/{page}.md) |'
+        f'| {name} | {inherited(path)} | {data_of(cfg)} | {layers} | {bits:.2f} | {eight} | [plan](plans/{page}.md) |'
     )
 
 

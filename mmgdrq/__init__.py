@@ -4,14 +4,15 @@ from . import versions as versions  # first: it refuses a torch that is too old
 
 # isort: split
 from . import openmmlab
+from .config.apply import plan, quantize
+from .config.quant_config import QuantConfig
 from .deploy import fold
 from .layers import Conv2d, Linear
 from .openmmlab.builder import build_quantized
 from .openmmlab.deployed_model import DeployedModel, load_deployed
 from .openmmlab.hooks import GDRQHook, ScaleClipHook
 from .openmmlab.ssd_head import build_ssd_head
-from .planning.plan import make_plan as plan
-from .quantized_model.conversion import quantize
+from .planning.plan import Plan
 from .quantized_model.execution import set_execution
 from .quantized_model.stages import freeze, get_stage, set_stage
 from .training.scale_clip import ScaleClip
@@ -22,6 +23,8 @@ __all__ = [
     'DeployedModel',
     'GDRQHook',
     'Linear',
+    'Plan',
+    'QuantConfig',
     'ScaleClip',
     'ScaleClipHook',
     '__version__',

@@ -13,6 +13,19 @@ from .quantized_outputs import Run, places_of
 SIMULATED = ('onnxruntime',)
 
 
+def check_simulates(engine: str) -> None:
+    """Raise where there is nothing to simulate.
+
+    Raises:
+        ConfigError: an engine without a simulation.
+    """
+    if engine not in SIMULATED:
+        raise ConfigError(
+            f"deploy={engine!r}: expected 'onnxruntime'. Other engines compute what the quantized model computes, so "
+            'there is nothing to simulate'
+        )
+
+
 def simulate(model: nn.Module, engine: str = 'onnxruntime', run: Optional[Run] = None) -> nn.Module:
     """Let a quantized model compute, in training and evaluation, what an engine will; in place.
 
@@ -29,11 +42,7 @@ def simulate(model: nn.Module, engine: str = 'onnxruntime', run: Optional[Run] =
         ExportError: the model's dense parts cannot be found or traced.
         QuantizationError: quantized layers were replaced by float layers.
     """
-    if engine not in SIMULATED:
-        raise ConfigError(
-            f"deploy={engine!r}: expected 'onnxruntime'. Other engines compute what the quantized model computes, so "
-            'there is nothing to simulate'
-        )
+    check_simulates(engine)
     if not hasattr(model, 'gdrq_plan'):
         raise ConfigError('deploy: the model is not quantized. Call mmgdrq.quantize(model, ...) first')
     if simulated(model):

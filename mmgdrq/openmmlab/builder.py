@@ -8,17 +8,16 @@ from mmengine.logging import MMLogger
 from mmengine.registry import MODELS as MMENGINE_MODELS
 from torch import nn
 
-from ..deploy import simulate
+from ..config.apply import apply_config
+from ..config.quant_config import KEYS, QuantConfig
 from ..errors import ConfigError, unknown_key
 from ..layers import Conv1d, Conv2d, Conv3d, ConvTranspose1d, ConvTranspose2d, ConvTranspose3d, Linear, WeightQuantizer
-from ..quantized_model.conversion import quantize
-from ..quantized_model.execution import set_execution
 from ..quantized_model.stages import need_leader
 from ..registry import MODELS
-from ..training.schedule import Schedule
 from .plan_log import log_plan
 
-QUANT_KEYS = ('weight', 'activation', 'rules', 'stages', 'execution', 'deploy')
+QUANT_KEYS = [key for key in KEYS if key != 'scale_clip']
+"""Keys of ``quant``: all but that of the hook, which alone can clip weights."""
 
 for layer in (Conv1d, Conv2d, Conv3d, ConvTranspose1d, ConvTranspose2d, ConvTranspose3d, Linear):
     MODELS.register_module(module=layer)
@@ -45,7 +44,7 @@ def build_quantized(base_type: Optional[str] = None, quant: Optional[Mapping[str
     """
     if quant is not None and not isinstance(quant, Mapping):
         raise ConfigError(f'model.quant: expected a dict such as dict(weight=dict(bits=2)), got {quant!r}')
-    quant = dict(quant or {})
+    quant = quant or {}
     for key in quant:
         if key not in QUANT_KEYS:
             raise unknown_key('model.quant', key, QUANT_KEYS)
@@ -53,17 +52,12 @@ def build_quantized(base_type: Optional[str] = None, quant: Optional[Mapping[str
         raise ConfigError(
             f"model.base_type: expected the registered name of the float model, such as 'FasterRCNN', got {base_type!r}"
         )
-    stages, execution, deploy = (quant.pop(key, None) for key in ('stages', 'execution', 'deploy'))
+    config = QuantConfig.from_config(quant, 'model.quant')
     built = _build_float(base_type, model)
-    schedule = Schedule.from_config(stages)
-    built.gdrq_schedule = schedule
-    quantize(built, **quant, stage=schedule.first, follow_checkpoint=stages is not None)
-    if schedule.moves:
+    built.gdrq_schedule = config.schedule
+    apply_config(built, config)
+    if config.schedule.moves:
         need_leader(built)
-    if deploy is not None:
-        simulate(built, deploy)
-    if execution is not None:
-        set_execution(built, **execution)
     _announce_training(built)
     return built
 

@@ -1,15 +1,16 @@
 """The model of a whole config, as mmengine's Runner builds it and GDRQHook quantizes it."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Optional
 
 from torch import nn
 
-from ..deploy.simulation import simulate
+from ..config.apply import apply_config, finish
+from ..config.quant_config import QuantConfig
 from ..errors import CheckpointError
 from ..layers.walk import is_quantized_model
-from ..quantized_model.conversion import quantize
 from .config_parts import class_name
 
 
@@ -55,10 +56,12 @@ def quantize_as_trained(model: nn.Module, cfg: Mapping[str, Any], where: Path) -
         )
     if hook is None:
         return
-    if not hasattr(model, 'gdrq_plan'):
-        quantize(model, **{key: hook[key] for key in ('weight', 'activation', 'rules') if hook.get(key) is not None})
-    if hook.get('deploy') is not None:
-        simulate(model, hook['deploy'])
+    asked = {key: value for key, value in hook.items() if key not in ('type', 'priority')}
+    config = replace(QuantConfig.from_config(asked, 'GDRQHook'), stages=None, execution=None)
+    if hasattr(model, 'gdrq_plan'):
+        finish(model, config)
+    else:
+        apply_config(model, config)
 
 
 def _gdrq_hook(cfg: Mapping[str, Any]) -> Optional[Mapping[str, Any]]:

@@ -1,11 +1,11 @@
 """The plan of a quantized model in the log."""
 
-from dataclasses import replace
-
 from mmengine.logging import MMLogger
 from torch import nn
 
-from ..planning.plan import Plan, PlanRow, make_plan
+from ..planning.plan import Plan
+from ..planning.policy import make_plan
+from ..planning.row import PlanRow
 
 
 def log_plan(model: nn.Module, logger: MMLogger) -> None:
@@ -23,5 +23,5 @@ def registered_plan(model: nn.Module) -> Plan:
 
 def _as_it_is(row: PlanRow) -> PlanRow:
     if row.built:
-        return replace(row, reason='registered')
-    return replace(row, weight=None, activation=None, reason='not registered' if row.quantized else row.reason)
+        return row.quantized_to(row.weight, row.activation, 'registered')
+    return row.in_float('not registered' if row.quantized else row.reason)

@@ -1,67 +1,56 @@
-"""Which layer is quantized to what, and why the rest is not. Reads a model and never changes it."""
+"""The plan of a model: which layer is quantized to what, why, and what it costs. It can be edited, saved and read."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import json
+from collections.abc import Mapping
+from dataclasses import MISSING, asdict, fields
+from pathlib import Path
 from typing import Any, Optional
 
-from torch import nn
+from ..errors import ConfigError, unknown_key
+from ..files import PathLike, write_file
+from ..quant import ActivationSpec, WeightSpec, make_spec
+from .row import PlanRow
+from .rules import Override, Rule, apply_rule
+from .table import html_table, text_table
 
-from ..layers import built_specs, is_quantized
-from ..quant import ActivationSpec, WeightSpec, make_spec, override_spec
-from ..quant.specs import FLOAT_BITS
-from .first_layers import image_layers
-from .frozen_layers import frozen_layers
-from .prediction_layers import prediction_layers
-from .rules import Decision, apply_rule, changed_spec, check_rules
-from .train_mode import in_training
-from .weight_layers import Layer, own_weights, survey
-
-EDGE_BITS = 8
-"""Bits of the layers that read the image, predict, or are frozen, unless a rule says otherwise."""
-
-
-@dataclass(frozen=True)
-class PlanRow:
-    """One weight layer of the model.
-
-    Attributes:
-        name: qualified name, the first one where a layer has several.
-        kind: ``'conv'``, ``'linear'`` or ``'other'``.
-        module: class of the layer.
-        filters: number of output channels.
-        parameters: number of weight elements.
-        weight: what the weight is quantized to; None where the layer stays as it is.
-        activation: what the input is quantized to; None where the layer stays as it is.
-        reason: why it has these bits, or why it is not quantized.
-        built: whether it was a quantized layer before, with bits of its own.
-    """
-
-    name: str
-    kind: str
-    module: str
-    filters: int
-    parameters: int
-    weight: Optional[WeightSpec]
-    activation: Optional[ActivationSpec]
-    reason: str
-    built: bool = False
-
-    @property
-    def quantized(self) -> bool:
-        """Whether anything of the layer is quantized."""
-        return self.weight is not None
+FORMAT = 'mmgdrq.plan'
+VERSION = 1
 
 
 class Plan(list[PlanRow]):
-    """The rows of all weight layers of a model; ``str(plan)`` is a table."""
+    """The rows of all weight layers of a model; ``str(plan)`` is a table.
 
-    def __str__(self) -> str:
-        rows = [_cells(row) for row in self]
-        head = ('layer', 'type', 'weight', 'input', 'group', 'params', 'why')
-        widths = [max(len(r[i]) for r in [head, *rows]) for i in range(len(head))]
-        lines = ['  '.join(c.ljust(w) for c, w in zip(r, widths)).rstrip() for r in [head, *rows]]
-        lines.insert(1, '  '.join('-' * w for w in widths))
-        return '\n'.join([*lines, self.summary()])
+    ``mmgdrq.quantize(model, plan=plan)`` does what it says.
+    """
+
+    def set(
+        self,
+        pattern: Optional[str] = None,
+        *,
+        kind: Optional[str] = None,
+        weight: Override = None,
+        activation: Override = None,
+        skip: bool = False,
+        **values: Any,
+    ) -> 'Plan':
+        """Change the rows that a pattern matches, in place, as a rule does.
+
+        Args:
+            pattern: glob over qualified names, which also matches all layers below the module that it names.
+            kind: ``'conv'`` or ``'linear'``.
+            weight: values of :class:`~mmgdrq.quant.WeightSpec` that the layers get.
+            activation: values of :class:`~mmgdrq.quant.ActivationSpec` that they get.
+            skip: leave them in float.
+            **values: single values, such as ``weight_bits=4`` or ``activation_range='minmax'``.
+
+        Raises:
+            ConfigError: an unknown key, a wrong value, or a pattern that matches no layer.
+        """
+        where = 'plan.set'
+        overrides = _with_values(where, weight, activation, values)
+        config = dict(pattern=pattern, kind=kind, **overrides, skip=skip)
+        self[:] = map(settle, apply_rule(Rule.from_config(config, where), where, self))
+        return self
 
     @property
     def quantized(self) -> list[PlanRow]:
@@ -76,94 +65,106 @@ class Plan(list[PlanRow]):
     def summary(self) -> str:
         """One line: how many layers and weights are quantized, and how many bits a weight has."""
         total = sum(row.parameters for row in self)
-        bits = sum(row.parameters * (row.weight.bits if row.weight else 32) for row in self)
+        bits = sum(row.parameters * row.bits for row in self)
         share = sum(row.parameters for row in self.quantized if row.weight.enabled) / max(total, 1)
         return (
             f'{len(self.quantized)} of {len(self)} weight layers quantized, {_percent(share)} of '
-            f'{total:,} weights, {bits / max(total, 1):.2f} bits a weight on average'
+            f'{total:,} weights, {bits / max(total, 1):.2f} bits per weight on average'
         )
 
+    def __str__(self) -> str:
+        return f'{text_table(self)}\n{self.summary()}'
 
-def make_plan(
-    model: nn.Module,
-    weight: Optional[Mapping[str, Any]] = None,
-    activation: Optional[Mapping[str, Any]] = None,
-    rules: Sequence[Mapping[str, Any]] = (),
-) -> Plan:
-    """Decide for every weight layer of ``model``.
+    def _repr_html_(self) -> str:
+        return f'{html_table(self)}<p>{self.summary()}</p>'
 
-    Default policy: convolutions that read the image, each task's last prediction layers and frozen layers at
-    8 bits, all other layers at the asked bits. Then the rules, in order; later rules win.
+    def to_json(self) -> str:
+        """The plan as JSON; :meth:`from_json` gives an equal one."""
+        return json.dumps({'format': FORMAT, 'version': VERSION, 'rows': [asdict(row) for row in self]}, indent=1)
 
-    Args:
-        model: any module.
-        weight: dict of :class:`~mmgdrq.quant.WeightSpec`.
-        activation: dict of :class:`~mmgdrq.quant.ActivationSpec`.
-        rules: dicts with ``pattern`` (glob over qualified names; also matches all layers below the named
-            module) and/or ``kind`` (``'conv'`` or ``'linear'``), and either ``skip=True`` or ``weight`` /
-            ``activation`` overrides. An override with ``bits`` quantizes what an earlier rule skips; one without
-            leaves it in float.
+    @classmethod
+    def from_json(cls, text: str, where: str = 'plan') -> 'Plan':
+        """Read what :meth:`to_json` gave.
 
-    Raises:
-        ConfigError: a bad key or value, or a rule that matches no layer.
-    """
-    weight_spec = make_spec(WeightSpec, weight, 'weight')
-    activation_spec = make_spec(ActivationSpec, activation, 'activation')
-    layers = survey(model)
-    with in_training(model):  # it may freeze layers there only
-        decisions = _default_decisions(layers, weight_spec, activation_spec)
-    skipped: dict[str, Decision] = {}
-    for number, rule in enumerate(check_rules(rules)):
-        apply_rule(rule, f'rules[{number}]', layers, decisions, skipped)
-    decisions.update(skipped)
-    return Plan(_row(layer, *decisions[layer.names[0]]) for layer in layers)
+        Args:
+            text: JSON.
+            where: what errors call it.
 
+        Raises:
+            ConfigError: it is no plan; the message says what is wrong with it.
+        """
+        try:
+            data = json.loads(text)
+        except ValueError as error:
+            raise ConfigError(f'{where}: it is not JSON ({error})') from None
+        if not isinstance(data, dict) or data.get('format') != FORMAT or not isinstance(data.get('rows'), list):
+            raise ConfigError(f'{where}: it is no plan. Expected what Plan.save has written')
+        if data.get('version') != VERSION:
+            raise ConfigError(f'{where}: it has version {data.get("version")!r}; this mmgdrq reads {VERSION}')
+        return cls(_read_row(row, f'{where}.rows[{number}]') for number, row in enumerate(data['rows']))
 
-def _default_decisions(layers: list[Layer], weight: WeightSpec, activation: ActivationSpec) -> dict[str, Decision]:
-    usable = [layer for layer in layers if not layer.reason]
-    modules = {layer.names[0]: layer.module for layer in layers if not layer.reason or is_quantized(layer.module)}
-    edges = dict.fromkeys(frozen_layers(modules), 'frozen: rounded, but not trained')
-    trained = {name: module for name, module in modules.items() if name not in edges}
-    edges.update(dict.fromkeys(prediction_layers(trained), 'prediction layer'))
-    edges.update(dict.fromkeys(image_layers(modules), 'reads the image'))
-    decisions: dict[str, Decision] = {layer.names[0]: (None, None, layer.reason) for layer in layers}
-    for layer in usable:
-        name = layer.names[0]
-        decision = weight, activation, ''
-        if name in edges:
-            decision = _at_edge(weight, activation, edges[name])
-        if layer.float_input:
-            decision = decision[0], override_spec(activation, {'bits': FLOAT_BITS}, 'activation'), layer.float_input
-        decisions[name] = decision
-    return decisions
+    def save(self, path: PathLike) -> None:
+        """Write the plan to a JSON file, in place of an earlier one."""
+        write_file(path, self.to_json() + '\n')
+
+    @classmethod
+    def load(cls, path: PathLike) -> 'Plan':
+        """Read a plan from a JSON file.
+
+        Raises:
+            ConfigError: it is no plan.
+        """
+        return cls.from_json(Path(path).read_text(encoding='utf-8'), str(path))
 
 
-def _at_edge(weight: WeightSpec, activation: ActivationSpec, reason: str) -> Decision:
-    if weight.enabled and weight.bits < EDGE_BITS:
-        weight = changed_spec(weight, {'bits': EDGE_BITS}, 'weight')
-    if activation.enabled and activation.bits < EDGE_BITS:
-        activation = changed_spec(activation, {'bits': EDGE_BITS}, 'activation')
-    return weight, activation, reason
+def settle(row: PlanRow) -> PlanRow:
+    """A row whose weight and activation both have 32 bits is one that stays as it is."""
+    if row.built or not row.quantized or row.weight.enabled or row.activation.enabled:
+        return row
+    return row.in_float(f'32 bits asked; {row.reason}'.removesuffix('; '))
 
 
-def _row(layer: Layer, weight, activation, reason: str) -> PlanRow:
-    built = is_quantized(layer.module)
-    if built:
-        weight, activation = built_specs(layer.module)
-    elif weight is not None and not weight.enabled and not activation.enabled:
-        weight, activation, reason = None, None, f'32 bits asked; {reason}'.removesuffix('; ')
-    weights = own_weights(layer.module)
-    transposed = isinstance(layer.module, nn.modules.conv._ConvTransposeNd)
+def _with_values(where: str, weight: Override, activation: Override, values: Mapping[str, Any]) -> dict[str, Override]:
+    """The overrides of weight and activation, with single values added to them."""
+    overrides = dict(weight=weight, activation=activation)
+    specs = dict(weight=WeightSpec, activation=ActivationSpec)
+    valid = {f'{part}_{field.name}': (part, field.name) for part, spec in specs.items() for field in fields(spec)}
+    for name, value in values.items():
+        if name not in valid:
+            raise unknown_key(where, name, ['pattern', 'kind', 'weight', 'activation', 'skip', *valid])
+        part, key = valid[name]
+        if not isinstance(overrides[part] or {}, Mapping):
+            raise ConfigError(f'{where}: {name} beside a whole spec for {part}. Put it into the spec')
+        overrides[part] = {**(overrides[part] or {}), key: value}
+    return overrides
+
+
+def _read_row(data: Any, where: str) -> PlanRow:
+    valid = {field.name: field.default is MISSING for field in fields(PlanRow)}
+    if not isinstance(data, dict):
+        raise ConfigError(f'{where}: expected an object with {", ".join(valid)}, got {data!r}')
+    for key in data:
+        if key not in valid:
+            raise unknown_key(where, key, valid)
+    for key, needed in valid.items():
+        if needed and key not in data:
+            raise ConfigError(f"{where}: '{key}' is missing")
+    skipped = data.get('skipped')
+    if skipped is not None:
+        skipped = _specs(*skipped, f'{where}.skipped')
+    weight, activation = _specs(data['weight'], data['activation'], where)
     return PlanRow(
-        name=layer.names[0],
-        kind=layer.kind,
-        module=type(layer.module).__name__,
-        filters=layer.module.out_channels if transposed else sum(w.shape[0] for w in weights),
-        parameters=sum(w.numel() for w in weights),
-        weight=weight,
-        activation=activation,
-        reason=reason,
-        built=built,
+        **{**data, 'weight': weight, 'activation': activation, 'aliases': tuple(data['aliases']), 'skipped': skipped}
+    )
+
+
+def _specs(weight: Any, activation: Any, where: str) -> tuple[Optional[WeightSpec], Optional[ActivationSpec]]:
+    if (weight is None) != (activation is None):
+        raise ConfigError(f'{where}: weight and activation are both null, for a layer in float, or both given')
+    if weight is None:
+        return None, None
+    return make_spec(WeightSpec, weight, f'{where}.weight'), make_spec(
+        ActivationSpec, activation, f'{where}.activation'
     )
 
 
@@ -174,20 +175,3 @@ def _percent(share: float) -> str:
     ('100.0%', '99.9%', '50.0%')
     """
     return f'{share if share == 1 else min(share, 0.999):.1%}'
-
-
-def _bits(spec) -> str:
-    return '-' if spec is None else str(spec.bits)
-
-
-def _cells(row: PlanRow) -> tuple[str, ...]:
-    group = '-' if row.weight is None else str(row.weight.group_size)
-    return (
-        row.name,
-        row.module,
-        _bits(row.weight),
-        _bits(row.activation),
-        group,
-        f'{row.parameters:,}',
-        row.reason,
-    )

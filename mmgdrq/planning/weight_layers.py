@@ -13,7 +13,7 @@ position embeddings, class tokens and tables of biases, are no weights of a laye
 
 
 @dataclass(frozen=True)
-class Layer:
+class WeightLayer:
     """A weight layer that a plan decides about.
 
     Attributes:
@@ -40,14 +40,14 @@ def weight_layers(model: nn.Module) -> dict[str, nn.Module]:
     return {name: module for name, module in model.named_modules() if own_weights(module)}
 
 
-def survey(model: nn.Module) -> list[Layer]:
+def inventory(model: nn.Module) -> list[WeightLayer]:
     """All weight layers of ``model``, in module order, each once."""
     names: dict[int, list[str]] = {}
     for name, module in model.named_modules(remove_duplicate=False):
         names.setdefault(id(module), []).append(name)
     found, read = replacements(model), read_reasons(model)
     return [
-        Layer(
+        WeightLayer(
             names=tuple(names[id(module)]),
             module=module,
             kind=found[name].kind if name in found else _kind(module),

@@ -1,7 +1,8 @@
 """How a quantized model computes: none of it changes what it computes."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, Union
 
 from torch import nn
 
@@ -28,6 +29,29 @@ class Execution:
     kernels: bool = True
     lean_relu: bool = True
 
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if not isinstance(value, bool):
+                raise ConfigError(f'execution: {field.name}={value!r} is not True or False')
+
+    @classmethod
+    def from_config(cls, config: Union['Execution', Mapping[str, Any]]) -> 'Execution':
+        """Build from a config dict.
+
+        Raises:
+            ConfigError: an unknown switch, or a value that is not a bool.
+        """
+        if isinstance(config, cls):
+            return config
+        if not isinstance(config, Mapping):
+            raise ConfigError(f'execution: expected a dict such as dict(cache=False), got {config!r}')
+        valid = [field.name for field in fields(cls)]
+        for key in config:
+            if key not in valid:
+                raise unknown_key('execution', key, valid)
+        return cls(**config)
+
 
 def set_execution(model: nn.Module, **switches: Any) -> Execution:
     """Choose how a quantized model computes; losses and gradients are the same.
@@ -42,13 +66,7 @@ def set_execution(model: nn.Module, **switches: Any) -> Execution:
     >>> set_execution(nn.Sequential(nn.ReLU()), lean_relu=False)
     Execution(codes=True, cache=True, kernels=True, lean_relu=False)
     """
-    valid = [field.name for field in fields(Execution)]
-    for key, value in switches.items():
-        if key not in valid:
-            raise unknown_key('execution', key, valid)
-        if not isinstance(value, bool):
-            raise ConfigError(f'execution: {key}={value!r} is not True or False')
-    execution = Execution(**switches)
+    execution = Execution.from_config(switches)
     for layer in quantized_layers(model):
         layer.one_byte = execution.codes
         if isinstance(layer.weight_quantizer, WeightQuantizer):

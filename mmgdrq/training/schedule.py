@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any, Optional
+from typing import Any, Optional, Union
 
 from ..errors import ConfigError, unknown_key
 
@@ -57,10 +57,12 @@ class Schedule:
             )
 
     @classmethod
-    def from_config(cls, config: Optional[Mapping[str, Any]]) -> 'Schedule':
+    def from_config(cls, config: Union['Schedule', Mapping[str, Any], None]) -> 'Schedule':
         """Build from a config dict; None quantizes from the beginning, a stage left out does not happen."""
         if config is None:
             return cls()
+        if isinstance(config, cls):
+            return config
         if not isinstance(config, Mapping):
             raise ConfigError(f'stages: expected a dict such as dict(reshape=0, quantize=3), got {config!r}')
         valid = [f.name for f in fields(cls)]

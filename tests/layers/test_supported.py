@@ -273,7 +273,7 @@ def test_frozen_layers_have_eight_bits():
     net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3), nn.Conv2d(8, 8, 3), nn.Conv2d(8, 2, 1))
     net[1].requires_grad_(False)
     bits = [(row.weight.bits, row.reason) for row in mmgdrq.plan(net)]
-    assert bits[1] == (8, 'frozen: rounded, but not trained')
+    assert bits[1] == (8, 'frozen: quantized, not trained')
     assert bits[2] == (2, '')
     net.requires_grad_(False)
     assert mmgdrq.plan(net)[1].weight.bits == 2, 'nothing is trained: no layer is an exception'

@@ -17,9 +17,9 @@ from mmengine.runner import FlexibleRunner
 from mmengine.structures import InstanceData
 
 import mmgdrq
+from mmgdrq import quantize
 from mmgdrq.errors import ConfigError
 from mmgdrq.layers.walk import is_quantized_model
-from mmgdrq.quantized_model.conversion import quantize
 from tests.helpers.toy import Recorder, ToyModel, thresholds, toy_config, toy_runner
 
 SIZE = 64

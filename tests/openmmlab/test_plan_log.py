@@ -100,8 +100,8 @@ def test_registered_layers_have_a_plan(tmp_path):
     model = dict(type='PartlyRegistered')
     toy_runner(tmp_path, model=model, custom_hooks=hooks('ScaleClipHook')).train()
     lines = [line.split() for line in log_of(tmp_path).splitlines()]
-    assert ['conv1', 'Conv2d', '5', '32', '2', '216', 'registered'] in lines
-    assert ['conv2', 'Conv2d', '3', '6', '1', '576', 'registered'] in lines
-    assert ['head', 'Linear', '-', '-', '-', '32', 'not', 'registered'] in lines
+    assert ['conv1', 'Conv2d', '5', '32', '2', '216', '135', 'registered'] in lines
+    assert ['conv2', 'Conv2d', '3', '6', '1', '576', '216', 'registered'] in lines
+    assert ['head', 'Linear', '-', '-', '-', '32', '128', 'not', 'registered'] in lines
     assert any(line[:2] == ['extra', 'MultiheadAttention'] and 'add_bias_kv' in line for line in lines)
     assert '2 of 5 weight layers quantized' in log_of(tmp_path)

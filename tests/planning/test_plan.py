@@ -1,178 +1,170 @@
-"""Which layer is quantized to what, and why."""
+"""A plan can be printed, edited, saved and read, and costs what its bits say."""
+
+import json
+import pickle
+from copy import deepcopy
 
 import pytest
-import torch
 from torch import nn
-from torch.nn import utils
-from torchvision.models import swin_transformer, video
 
 import mmgdrq
+from mmgdrq import Plan
 from mmgdrq.errors import ConfigError
-from tests.helpers.plans import classifier, conv, odd_model, rows, tree
+from mmgdrq.quant import ActivationSpec, WeightSpec
+from tests.helpers.plans import classifier, conv, odd_model, retina, tree
 
 
-def test_32_bits_is_float():
-    found = rows(classifier(), rules=[dict(pattern='head', weight=dict(bits=32), activation=dict(bits=32))])
-    assert not found['head.fc'].quantized
-    assert '32 bits asked' in found['head.fc'].reason
-    found = rows(classifier(), rules=[dict(pattern='head', weight=dict(bits=32))])
-    assert found['head.fc'].quantized
-    assert found['head.fc'].activation.bits == 8
+def plan_of(model, **quant) -> Plan:
+    return mmgdrq.plan(model, **quant)
 
 
-def test_unsupported_layers_get_a_reason():
-    found = rows(odd_model())
-    reasons = {name: row.reason for name, row in found.items() if not row.quantized}
-    assert reasons.pop('backbone.odd') == 'Unusual has no quantized counterpart'
-    assert reasons.pop('backbone.pair') == 'Bilinear has no quantized counterpart'
-    assert 'add_bias_kv' in reasons.pop('encoder.attention')
-    assert 'without calling the layer' in reasons.pop('encoder.attention.out_proj')
-    assert 'computed from other parameters' in reasons.pop('encoder.orthogonal')
-    assert not reasons
-    quantized = {'backbone.conv1', 'backbone.renamed', 'encoder.middle', 'head.fc'}
-    assert {name for name, row in found.items() if row.quantized} == quantized
-    assert 'encoder.embed' not in found
-    assert 'encoder.norm' not in found
+def bits(plan) -> dict:
+    return {row.name: row.weight and (row.weight.bits, row.activation.bits) for row in plan}
 
 
-class Tokens(nn.Module):
-    """Multiplies by a matrix of its own, beside the parameters of a transformer that are no weights."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.text_projection = nn.Parameter(torch.zeros(8, 4))
-        self.cls_token = nn.Parameter(torch.zeros(1, 1, 8))
-        self.pos_embed = nn.Parameter(torch.zeros(1, 5, 8))
-        self.relative_position_bias_table = nn.Parameter(torch.zeros(9, 2))
-        self.logit_scale = nn.Parameter(torch.zeros(2, 1, 1))
+def test_set_changes_what_the_pattern_matches():
+    plan = plan_of(retina())
+    before = bits(plan)
+    assert plan.set('neck.*', weight_bits=4) is plan
+    changed = {name: now for name, now in bits(plan).items() if now != before[name]}
+    assert changed == {'neck.lateral_convs.0.conv': (4, 4), 'neck.fpn_convs.0.conv': (4, 4)}
+    assert {row.reason for row in plan if row.name in changed} == {'by plan.set'}
 
 
-def test_weights_by_other_names_are_layers_in_float():
-    net = tree(stem=nn.Linear(8, 8), rnn=nn.LSTM(8, 8, proj_size=4), cell=nn.GRUCell(4, 8), tokens=Tokens())
-    net.head = nn.Linear(8, 2)
-    plan = mmgdrq.plan(net)
-    found = {row.name: row for row in plan}
-    assert list(found) == ['stem', 'rnn', 'cell', 'tokens', 'head']
-    for name, parameters in (('rnn', 32 * 8 + 32 * 4 + 4 * 8), ('cell', 24 * 4 + 24 * 8), ('tokens', 8 * 4)):
-        row = found[name]
-        assert (row.kind, row.parameters, row.quantized) == ('other', parameters, False)
-        assert row.reason == f'{row.module} has no quantized counterpart'
-    assert plan.summary().startswith('2 of 5 weight layers quantized, 9.8% of 816 weights')
-
-
-def test_the_norm_of_a_weight_is_no_layer():
-    for norm in (utils.spectral_norm, utils.parametrizations.spectral_norm, utils.parametrizations.weight_norm):
-        plan = mmgdrq.plan(nn.Sequential(nn.Linear(8, 8), norm(nn.Linear(8, 4))))
-        assert [(row.name, row.parameters) for row in plan] == [('0', 64), ('1', 32)]
-
-
-@pytest.mark.parametrize(
-    ('model', 'quant'),
-    [
-        (nn.Sequential(nn.ReLU()), {}),
-        (nn.LSTM(3, 4), {}),
-        (nn.Sequential(nn.Bilinear(3, 4, 2)), {}),
-        (nn.Sequential(nn.Linear(3, 4)), dict(rules=[dict(pattern='*', skip=True)])),
-        (nn.Sequential(nn.Linear(3, 4)), dict(weight=dict(bits=32), activation=dict(bits=32))),
-    ],
-)
-def test_nothing_to_quantize_is_an_error(model, quant):
-    with pytest.raises(ConfigError, match='nothing would be quantized'):
-        mmgdrq.quantize(model, **quant)
-
-
-def test_a_plan_changes_nothing():
-    model = classifier()
-    before = repr(model), list(model.state_dict())
-    mmgdrq.plan(model, weight=dict(bits=3))
-    assert (repr(model), list(model.state_dict())) == before
-
-
-def test_a_shared_layer_is_one_row():
-    shared = conv(8, 8)
-    model = tree(backbone=tree(conv1=conv(3, 8)), head=tree(a=shared, b=shared, fc_cls=nn.Linear(8, 2)))
-    assert list(rows(model)) == ['backbone.conv1', 'head.a', 'head.fc_cls']
-
-
-def test_the_table():
-    text = str(mmgdrq.plan(classifier(), weight=dict(bits=2, group_size=4), rules=[dict(pattern='head', skip=True)]))
-    assert text.splitlines() == [
-        'layer              type    weight  input  group  params  why',
-        '-----------------  ------  ------  -----  -----  ------  -------------------',
-        'backbone.conv1     Conv2d  8       8      4      216     reads the image',
-        'backbone.layer1.0  Conv2d  2       4      4      576',
-        'backbone.layer1.1  Conv2d  2       4      4      576',
-        'head.fc            Linear  -       -      -      80      skipped by rules[0]',
-        '3 of 4 weight layers quantized, 94.5% of 1,448 weights, 4.55 bits a weight on average',
-    ]
-
-
-class Encoder(nn.TransformerEncoderLayer):
-    """A subclass, which has the fast path as well."""
-
-
-@pytest.mark.parametrize('cls', [nn.TransformerEncoderLayer, Encoder])
-def test_layers_that_a_fast_path_bypasses_stay_in_float(cls):
-    net = nn.Sequential(nn.Linear(8, 8), cls(8, 2, 16), nn.Linear(8, 8))
-    plan = {row.name: row for row in mmgdrq.plan(net)}
-    for name in ('1.self_attn', '1.self_attn.out_proj', '1.linear1', '1.linear2'):
-        assert not plan[name].quantized
-        assert f'{cls.__name__} reads this weight without calling the layer' in plan[name].reason
-    assert plan['0'].quantized
-    assert plan['2'].quantized
-    with pytest.raises(ConfigError, match='cannot be quantized'):
-        mmgdrq.plan(net, rules=[dict(pattern='1.linear1', weight=dict(bits=8))])
-
-
-@pytest.mark.parametrize(
-    ('cls', 'window'),
-    [
-        (swin_transformer.ShiftedWindowAttention, [2, 2]),
-        (swin_transformer.ShiftedWindowAttentionV2, [2, 2]),
-        (video.swin_transformer.ShiftedWindowAttention3d, [2, 2, 2]),
-    ],
-)
-def test_the_window_attention_of_torchvision_stays_in_float(cls, window):
-    net = nn.Sequential(nn.Linear(8, 8), cls(8, window, [0] * len(window), 2), nn.Linear(8, 8))
-    plan = {row.name: row for row in mmgdrq.plan(net)}
-    for name in ('1.qkv', '1.proj'):
-        assert plan[name].reason == f'{cls.__name__} reads this weight without calling the layer'
-
-
-def test_layers_that_were_built_quantized_count_and_hold_the_edges():
-    def own(inputs, outputs, **quant):
-        return mmgdrq.Conv2d(inputs, outputs, 3, **quant)
-
-    model = tree(
-        backbone=tree(conv1=own(3, 8, weight=dict(bits=5)), layer1=own(8, 8, activation=dict(bits=32))),
-        neck=conv(8, 8),
-        bbox_head=tree(tower=conv(8, 8), conv_cls=conv(8, 4)),
+def test_set_says_all_that_a_rule_says():
+    by_rules = dict(weight=dict(bits=5, group_size=4), activation=dict(range='minmax'))
+    ruled = plan_of(
+        classifier(), rules=[dict(pattern='backbone', kind='conv', **by_rules), dict(pattern='head', skip=True)]
     )
-    plan = mmgdrq.quantize(model).gdrq_plan
-    bits = {row.name: (row.weight.bits, row.activation.bits) for row in plan}
-    assert bits == {
-        'backbone.conv1': (5, 4),
-        'backbone.layer1': (2, 32),
-        'neck': (2, 4),
-        'bbox_head.tower': (2, 4),
-        'bbox_head.conv_cls': (8, 8),
-    }
-    assert plan.summary().startswith('5 of 5 weight layers quantized, 100.0% of')
-    assert [row.built for row in plan] == [True, True, False, False, False]
-    assert model.backbone.conv1.weight_quantizer.spec.bits == 5
+    plan = plan_of(classifier())
+    plan.set('backbone', kind='conv', weight_bits=5, weight_group_size=4, activation_range='minmax').set(
+        'head', skip=True
+    )
+    assert [(row.weight, row.activation) for row in plan] == [(row.weight, row.activation) for row in ruled]
+    assert plan[-1].reason == 'skipped by plan.set'
+    assert plan == plan_of(classifier()).set('backbone', **by_rules).set('head', skip=True)
+    assert plan_of(classifier()).set('head', weight=WeightSpec(bits=6, p=1))[-1].weight == WeightSpec(bits=6, p=1)
 
 
-def test_weights_in_float_are_not_counted():
-    rules = [dict(pattern='head', weight=dict(bits=32)), dict(pattern='backbone.layer1.1', skip=True)]
-    plan = mmgdrq.plan(classifier(), rules=rules)
-    weights = {row.name: row.parameters for row in plan}
-    quantized = weights['backbone.conv1'] + weights['backbone.layer1.0']
-    assert f'{quantized / sum(weights.values()):.1%} of {sum(weights.values()):,} weights' in plan.summary()
-    large = tree(backbone=tree(conv1=conv(3, 8), layer1=conv(200, 200)), head=tree(fc=nn.Linear(8, 2)))
-    plan = mmgdrq.plan(large, rules=[dict(pattern='head', skip=True)])
-    assert '99.9% of' in plan.summary(), 'not rounded to all of them'
+def test_a_skipped_layer_comes_back_with_what_it_would_have():
+    plan = plan_of(classifier(), weight=dict(bits=3, group_size=4), rules=[dict(pattern='head', skip=True)])
+    plan.set('head', weight_bits=5)
+    assert plan[-1].weight == WeightSpec(bits=5, group_size=4)
+    assert plan[-1].activation == ActivationSpec(bits=8), 'that of a prediction layer'
+    off = plan_of(classifier()).set('head', weight_bits=32, activation_bits=32)
+    assert (off[-1].weight, off[-1].reason) == (None, '32 bits asked; by plan.set')
+    assert off.set('head', weight_bits=4, activation_bits=4)[-1].quantized
 
 
-def test_nothing_to_quantize_says_why():
-    with pytest.raises(ConfigError, match=r'32 bits asked; prediction layer; 32 bits asked; reads the image\)'):
-        mmgdrq.quantize(classifier(), dict(bits=32), dict(bits=32))
+@pytest.mark.parametrize(
+    ('change', 'match'),
+    [
+        (dict(pattern='nekc', skip=True), r"plan.set: .*'nekc'.* matches no layer"),
+        (dict(pattern='head', weight_bit=4), "plan.set: unknown key 'weight_bit'. Did you mean 'weight_bits'"),
+        (dict(pattern='head', weights=dict(bits=4)), "unknown key 'weights'. Did you mean 'weight'"),
+        (dict(pattern='head', weight_bits=9), 'plan.set.weight: bits=9'),
+        (dict(pattern='head', weight=dict(bit=9)), "plan.set.weight: unknown key 'bit'"),
+        (dict(pattern='head', weight=WeightSpec(), weight_bits=4), 'beside a whole spec'),
+        (dict(pattern='head'), 'plan.set: expected either skip=True or'),
+        (dict(skip=True), 'needs a pattern, a kind or both'),
+        (dict(pattern='backbone.pair', weight_bits=4), "cannot be quantized, such as 'backbone.pair'"),
+        (dict(pattern='backbone.conv1', weight_group_size=4), r"'backbone.conv1' is not quantized \(skipped by rules"),
+    ],
+)
+def test_a_wrong_change_leaves_the_plan(change, match):
+    plan = plan_of(odd_model(), rules=[dict(pattern='backbone.conv1', skip=True)])
+    before = Plan(plan)
+    with pytest.raises(ConfigError, match=match):
+        plan.set(**change)
+    assert plan == before
+
+
+def shared_model():
+    shared = conv(8, 8)
+    return tree(backbone=tree(conv1=conv(3, 8)), head=tree(a=shared, b=shared, fc_cls=nn.Linear(8, 2)))
+
+
+def test_all_names_of_a_shared_layer_count():
+    plan = plan_of(shared_model()).set('head.b', weight_bits=7)
+    assert bits(plan) == {'backbone.conv1': (8, 8), 'head.a': (7, 4), 'head.fc_cls': (8, 8)}
+
+
+CASES = {
+    'plain': (classifier, {}),
+    'rules': (retina, dict(weight=dict(bits=3, k=1.7), rules=[dict(pattern='neck', skip=True)])),
+    'odd': (odd_model, dict(activation=dict(bits=32))),
+    'shared': (shared_model, dict(weight=dict(range='search'), activation=dict(momentum=0.123456789, signed=True))),
+    'built': (lambda: tree(conv1=conv(3, 8), conv2=mmgdrq.Conv2d(8, 8, 3, weight=dict(bits=5))), {}),
+}
+
+
+@pytest.mark.parametrize('case', CASES)
+def test_json_gives_an_equal_plan(case, tmp_path):
+    build, quant = CASES[case]
+    plan = plan_of(build(), **quant)
+    path = tmp_path / 'plans/plan.json'
+    plan.save(path)
+    for read in (Plan.from_json(plan.to_json()), Plan.load(path), pickle.loads(pickle.dumps(plan)), deepcopy(plan)):
+        assert read == plan
+        assert type(read) is Plan
+        assert str(read) == str(plan)
+    layers = json.loads(path.read_text())['rows']
+    assert [row['name'] for row in layers] == [row.name for row in plan]
+
+
+def edited(**changes) -> str:
+    data = json.loads(plan_of(classifier()).to_json())
+    data['rows'][1].update(changes)
+    return json.dumps(data)
+
+
+def without(key: str) -> str:
+    data = json.loads(plan_of(classifier()).to_json())
+    del data['rows'][1][key]
+    return json.dumps(data)
+
+
+@pytest.mark.parametrize(
+    ('text', 'match'),
+    [
+        ('{', r'plan.json: it is not JSON'),
+        ('[]', 'plan.json: it is no plan'),
+        ('{"format": "mmgdrq.plan", "version": 2, "rows": []}', 'version 2; this mmgdrq reads 1'),
+        ('{"format": "mmgdrq.plan", "version": 1, "rows": [3]}', r'plan.json.rows\[0\]: expected an object'),
+        (edited(weight={'bit': 4}), r"plan.json.rows\[1\].weight: unknown key 'bit'. Did you mean 'bits'"),
+        (edited(weight={'bits': 1}), r'plan.json.rows\[1\].weight: bits=1'),
+        (edited(weight=None), r'plan.json.rows\[1\]: weight and activation are both null'),
+        (edited(raeson=''), r"plan.json.rows\[1\]: unknown key 'raeson'. Did you mean 'reason'"),
+        (without('name'), r"plan.json.rows\[1\]: 'name' is missing"),
+    ],
+)
+def test_a_file_that_is_no_plan(text, match, tmp_path):
+    path = tmp_path / 'plan.json'
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=match):
+        Plan.load(path)
+
+
+def test_bytes_at_the_bits_of_a_layer():
+    plan = plan_of(classifier(), weight=dict(bits=3), rules=[dict(pattern='head', skip=True)])
+    assert [row.bytes for row in plan] == [216, 576 * 3 // 8, 576 * 3 // 8, 80 * 4]
+    plan = plan_of(nn.Sequential(nn.Linear(8, 8), nn.Linear(3, 3, bias=False), nn.Linear(3, 8)), weight=dict(bits=3))
+    assert plan[1].bytes == 4, '27 bits'
+
+
+def test_a_notebook_shows_a_table():
+    text = plan_of(tree(a=conv(3, 8), b=Ampersand(8, 8, 1)))._repr_html_()
+    assert text.count('<tr>') == 3
+    assert '<td>a</td>' in text
+    assert '2 of 2 weight layers quantized' in text
+
+
+class Ampersand(nn.Conv2d):
+    """A layer whose class is called by something that HTML would read."""
+
+
+Ampersand.__name__ = 'A<&>'
+
+
+def test_signs_of_html_are_escaped():
+    assert 'A&lt;&amp;&gt;' in plan_of(tree(a=conv(3, 8), b=Ampersand(8, 8, 1)))._repr_html_()

@@ -128,11 +128,11 @@ def test_kinds():
         (['head'], r'rules\[0\]: expected a dict'),
         (
             [dict(pattern='head', skip=True), dict(pattern='head', weight=dict(group_size=4))],
-            r"rules\[1\]: 'head.fc' was skipped by an earlier rule. Give bits",
+            r"rules\[1\]: 'head.fc' is not quantized \(skipped by rules\[0\]\). Give bits",
         ),
         (
             [dict(pattern='head', skip=True), dict(pattern='head', weight=dict(bits=32))],
-            r"rules\[1\]: 'head.fc' was skipped by an earlier rule. Give bits",
+            r"rules\[1\]: 'head.fc' is not quantized \(skipped by rules\[0\]\). Give bits",
         ),
     ],
 )

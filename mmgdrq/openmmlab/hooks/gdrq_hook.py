@@ -6,12 +6,14 @@ from typing import Any, Optional
 from mmengine.runner import IterBasedTrainLoop
 from torch import nn
 
-from ...deploy import simulate, simulated
-from ...errors import ConfigError, unknown_key
+from ...config.apply import apply_config, finish
+from ...config.quant_config import QuantConfig
+from ...deploy import simulated
+from ...errors import ConfigError
 from ...layers.walk import is_quantized_model
-from ...planning.plan import make_plan
-from ...quantized_model.conversion import quantize
-from ...quantized_model.execution import set_execution
+from ...planning.plan import Plan
+from ...planning.policy import make_plan
+from ...quantized_model.execution import Execution
 from ...quantized_model.iteration import is_frozen
 from ...quantized_model.stages import freeze, get_stage, set_stage
 from ...registry import HOOKS
@@ -25,9 +27,6 @@ from ..plan_log import log_plan
 from ..stage_log import warn_unreached, warn_unrounded
 from ..wrappers import refuse_sharding, unwrap
 from .range_check_hook import RangeCheckHook
-
-KEYS = ('weight', 'activation', 'rules', 'stages', 'scale_clip', 'execution', 'deploy', 'priority')
-
 
 UNCLIPPED_STAGES = ('float',)
 
@@ -67,16 +66,11 @@ class GDRQHook(AveragesHook):
         deploy: Optional[str] = None,
         **unknown: Any,
     ) -> None:
-        for key in unknown:
-            raise unknown_key('GDRQHook', key, KEYS)
-        if not isinstance(scale_clip, bool):
-            raise ConfigError(f'GDRQHook: scale_clip={scale_clip!r} is not True or False')
-        self.quant = dict(weight=weight, activation=activation, rules=rules)
-        self.stages = stages
-        self.schedule = Schedule.from_config(stages)
-        self.scale_clip = scale_clip
-        self.execution = execution
-        self.deploy = deploy
+        asked = dict(weight=weight, activation=activation, rules=rules, stages=stages, scale_clip=scale_clip)
+        asked.update(execution=execution, deploy=deploy, **unknown)
+        self.config = QuantConfig.from_config(asked, 'GDRQHook', others=['priority'])
+        self.schedule = self.config.schedule
+        self.given = [key for key in ('weight', 'activation', 'rules') if asked[key]]
         self.range_check = RangeCheckHook()
         self.model: Optional[nn.Module] = None
         self.projection: Optional[ScaleClip] = None
@@ -91,15 +85,16 @@ class GDRQHook(AveragesHook):
         _refuse_bypasses(runner)
         if is_quantized_model(model) and hasattr(model, 'gdrq_plan'):
             self._manage_built(model)
+            execution = finish(model, self.config)
         else:
-            self._quantize(runner, model)
-        if self.deploy is not None:
-            results = simulated(simulate(model, self.deploy)).values()
+            execution = self._quantize(runner, model)
+        if self.config.deploy is not None:
+            results = simulated(model).values()
             rounded = sum(not isinstance(result.quantizer, nn.Identity) for result in results)
             text = 'mmgdrq: simulating %s: %d biases are rounded, and %d results to 8 bits'
-            runner.logger.info(text, self.deploy, len(results), rounded)
-        if self.execution is not None:
-            runner.logger.info('mmgdrq: %s', set_execution(model, **self.execution))
+            runner.logger.info(text, self.config.deploy, len(results), rounded)
+        if execution is not None:
+            runner.logger.info('mmgdrq: %s', execution)
         log_plan(model, runner.logger)
 
     def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
@@ -114,7 +109,7 @@ class GDRQHook(AveragesHook):
                 'stages: this config trains by iterations; set by_epoch=False and give the begin of the stages '
                 'in iterations'
             )
-        if self.projection is None and self.scale_clip:
+        if self.projection is None and self.config.scale_clip:
             self.projection = ScaleClip(self.model)
             for optimizer in optimizers_of(runner):
                 self.projection.attach(optimizer)
@@ -144,37 +139,25 @@ class GDRQHook(AveragesHook):
         self.range_check.after_train_iter(runner, batch_idx)
 
     def _manage_built(self, model: nn.Module) -> None:
-        given = [key for key, value in self.quant.items() if value]
-        if given:
+        if self.given:
             raise ConfigError(
-                f'GDRQHook.{given[0]}: the model is built by mmgdrq.Quantized already; put it into model.quant'
+                f'GDRQHook.{self.given[0]}: the model is built by mmgdrq.Quantized already; put it into model.quant'
             )
         model.gdrq_led = model.gdrq_clipped = True  # or not clipped, as the hook says so
-        if self.stages is None:
+        if self.config.stages is None:
             self.schedule = getattr(model, 'gdrq_schedule', self.schedule)
         else:
             model.gdrq_follow = True
 
-    def _quantize(self, runner, model: nn.Module) -> None:
+    def _quantize(self, runner, model: nn.Module) -> Optional[Execution]:
         if getattr(runner, '_has_loaded', False) or type(runner).__name__ == 'FlexibleRunner':
             raise ConfigError(
                 f'GDRQHook: {type(runner).__name__} has built and loaded the model before hooks run. Use the '
                 "builder instead: model=dict(type='mmgdrq.Quantized', base_type=..., quant=dict(...))"
             )
-        for row in make_plan(model, **self.quant).pending:
-            for key, spec in (('weight', row.weight), ('activation', row.activation)):
-                if spec.enabled and spec.range == 'learned':
-                    raise ConfigError(
-                        f"GDRQHook: range='learned' for the {key} of '{row.name}' adds parameters, but the "
-                        'optimizer exists before hooks run. Use the builder: '
-                        "model=dict(type='mmgdrq.Quantized', base_type=..., quant=dict(...))"
-                    )
-        quantize(
-            model,
-            **self.quant,
-            stage=self.schedule.first,
-            follow_checkpoint=self.stages is not None,
-        )
+        plan = make_plan(model, self.config.weight, self.config.activation, self.config.rules)
+        _refuse_learned(plan)
+        return apply_config(model, self.config, plan)
 
     def _enter(self, runner) -> None:
         now = runner.epoch if self.schedule.by_epoch else runner.iter
@@ -188,6 +171,17 @@ class GDRQHook(AveragesHook):
         freeze(self.model, frozen)
         if self.projection is not None:
             self.projection.enabled = stage not in UNCLIPPED_STAGES
+
+
+def _refuse_learned(plan: Plan) -> None:
+    for row in plan.pending:
+        for key, spec in (('weight', row.weight), ('activation', row.activation)):
+            if spec.enabled and spec.range == 'learned':
+                raise ConfigError(
+                    f"GDRQHook: range='learned' for the {key} of '{row.name}' adds parameters, but the "
+                    'optimizer exists before hooks run. Use the builder: '
+                    "model=dict(type='mmgdrq.Quantized', base_type=..., quant=dict(...))"
+                )
 
 
 def _refuse_bypasses(runner) -> None:

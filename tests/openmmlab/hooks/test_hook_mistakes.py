@@ -4,6 +4,7 @@ import pytest
 from mmengine.registry import LOOPS
 from mmengine.runner import IterBasedTrainLoop
 
+from mmgdrq import GDRQHook
 from mmgdrq.errors import ConfigError
 from tests.helpers.toy import by_iterations, error_of, toy_config, toy_runner
 
@@ -15,7 +16,7 @@ def test_misspelled_key_of_the_hook(tmp_path):
 
 @pytest.mark.parametrize('value', ['no', 'False', 0, None, dict(k=2)])
 def test_scale_clip_is_on_or_off(tmp_path, value):
-    with pytest.raises(ConfigError, match=r'GDRQHook: scale_clip=.* is not True or False'):
+    with pytest.raises(ConfigError, match=r'scale_clip=.* is not True or False'):
         toy_runner(tmp_path, hook=dict(scale_clip=value))
 
 
@@ -24,8 +25,25 @@ def test_scale_clip_is_on_or_off(tmp_path, value):
     [
         (dict(weight=dict(bit=2)), ('weight', "'bit'", "'bits'")),
         (dict(activation=dict(bits=1)), ('activation', 'bits=1')),
-        (dict(rules=[dict(pattern='nekc', skip=True)]), ('rules[0]', 'nekc')),
         (dict(rules=[dict(patern='head', skip=True)]), ('rules[0]', "'pattern'")),
+        (dict(rules=[dict(pattern='head', weight=dict(bit=2))]), ('rules[0].weight', "'bit'", "'bits'")),
+        (dict(rules=[dict(pattern='head', activation=dict(bits=9))]), ('rules[0].activation', 'bits=9')),
+        (dict(execution=dict(cach=True)), ('execution', "'cach'", "'cache'")),
+        (dict(execution=dict(cache=1)), ('execution', 'cache=1')),
+        (dict(deploy='tensorrt'), ("deploy='tensorrt'", "'onnxruntime'")),
+    ],
+)
+def test_a_wrong_value_is_an_error_when_the_hook_is_made(hook, words):
+    with pytest.raises(ConfigError) as caught:
+        GDRQHook(**hook)
+    for word in words:
+        assert word in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ('hook', 'words'),
+    [
+        (dict(rules=[dict(pattern='nekc', skip=True)]), ('rules[0]', 'nekc')),
         (dict(weight=dict(range='learned')), ('learned', 'mmgdrq.Quantized')),
         (dict(activation=dict(range='learned')), ('learned', 'mmgdrq.Quantized')),
         (
@@ -34,7 +52,7 @@ def test_scale_clip_is_on_or_off(tmp_path, value):
         ),
     ],
 )
-def test_wrong_quantization_config(tmp_path, hook, words):
+def test_what_only_the_model_shows(tmp_path, hook, words):
     error = error_of(toy_runner(tmp_path, hook=hook))
     assert isinstance(error, ConfigError)
     for word in words:

@@ -1,0 +1,93 @@
+"""Make the plan of a model: the default policy, then the rules of the user. Reads a model and never changes it."""
+
+from collections.abc import Sequence
+
+from torch import nn
+
+from ..layers import built_specs, is_quantized
+from ..quant import ActivationSpec, WeightSpec, override_spec
+from ..quant.specs import FLOAT_BITS
+from .first_layers import image_layers
+from .frozen_layers import frozen_layers
+from .plan import Plan, settle
+from .prediction_layers import prediction_layers
+from .row import PlanRow
+from .rules import Rule, apply_rule, changed_spec
+from .train_mode import in_training
+from .weight_layers import WeightLayer, inventory, own_weights
+
+FIRST_AND_LAST_BITS = 8
+"""Bits of the layers that read the image, predict, or are frozen, unless a rule says otherwise."""
+
+
+def make_plan(
+    model: nn.Module,
+    weight: WeightSpec = WeightSpec(),  # noqa: B008 (frozen)
+    activation: ActivationSpec = ActivationSpec(),  # noqa: B008
+    rules: Sequence[Rule] = (),
+) -> Plan:
+    """Decide for every weight layer of ``model``.
+
+    Default policy: convolutions that read the image, each task's last prediction layers and frozen layers at
+    8 bits, all other layers at the asked bits. Then the rules, in order; later rules win.
+
+    Args:
+        model: any module.
+        weight: what the weights are quantized to.
+        activation: what the inputs of the layers are quantized to.
+        rules: changes to these. An override with ``bits`` quantizes what an earlier rule skips; one without leaves it
+            in float.
+
+    Raises:
+        ConfigError: a rule matches no layer, or none that can be quantized.
+    """
+    layers = inventory(model)
+    with in_training(model):  # it may freeze layers there only
+        reasons = first_and_last(layers)
+    rows = [_row(layer, weight, activation, reasons.get(layer.names[0], '')) for layer in layers]
+    for number, rule in enumerate(rules):
+        rows = apply_rule(rule, f'rules[{number}]', rows)
+    return Plan(map(settle, rows))
+
+
+def first_and_last(layers: list[WeightLayer]) -> dict[str, str]:
+    """Name -> why the layer has :data:`FIRST_AND_LAST_BITS`, for those that have."""
+    modules = {layer.names[0]: layer.module for layer in layers if not layer.reason or is_quantized(layer.module)}
+    reasons = dict.fromkeys(frozen_layers(modules), 'frozen: quantized, not trained')
+    trained = {name: module for name, module in modules.items() if name not in reasons}
+    reasons.update(dict.fromkeys(prediction_layers(trained), 'prediction layer'))
+    reasons.update(dict.fromkeys(image_layers(modules), 'reads the image'))
+    return reasons
+
+
+def _row(layer: WeightLayer, weight: WeightSpec, activation: ActivationSpec, reason: str) -> PlanRow:
+    """The row of a layer by the default policy."""
+    module, built = layer.module, is_quantized(layer.module)
+    weights = own_weights(module)
+    transposed = isinstance(module, nn.modules.conv._ConvTransposeNd)
+    row = PlanRow(
+        name=layer.names[0],
+        kind=layer.kind,
+        module=type(module).__name__,
+        filters=module.out_channels if transposed else sum(w.shape[0] for w in weights),
+        parameters=sum(w.numel() for w in weights),
+        weight=None,
+        activation=None,
+        reason=layer.reason or layer.float_input or reason,
+        built=built,
+        aliases=layer.names[1:],
+        float_input=layer.float_input,
+    )
+    if built:
+        return row.quantized_to(*built_specs(module))
+    if layer.reason:
+        return row
+    if reason:
+        weight, activation = _at_least_8_bits(weight, 'weight'), _at_least_8_bits(activation, 'activation')
+    if layer.float_input:
+        activation = override_spec(activation, {'bits': FLOAT_BITS}, 'activation')
+    return row.quantized_to(weight, activation)
+
+
+def _at_least_8_bits(spec, where: str):
+    return changed_spec(spec, {'bits': FIRST_AND_LAST_BITS}, where) if spec.bits < FIRST_AND_LAST_BITS else spec
