@@ -19,8 +19,8 @@ from torch import nn
 import mmgdrq
 from mmgdrq.deploy import save_folded
 from mmgdrq.deploy.folding.artifact import WEIGHTS, stored_bytes
-from mmgdrq.deploy.folding.manifest import MANIFEST
 from mmgdrq.layers.walk import is_quantized_model
+from mmgdrq_runtime.manifest import MANIFEST
 
 SIZE = 128
 

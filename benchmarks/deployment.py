@@ -20,10 +20,10 @@ from tqdm import tqdm
 
 import mmgdrq
 from mmgdrq.deploy.engines.kernels import count_kernels
-from mmgdrq.deploy.engines.opening import ENGINES, open_engine
 from mmgdrq.deploy.export.block_variants import FORMS
 from mmgdrq.deploy.export.writer import export
 from mmgdrq.deploy.verification.latency import interleave, speedup
+from mmgdrq_runtime.engines import ENGINES, open_engine
 
 SIZES = ((224, 224), (480, 640))
 

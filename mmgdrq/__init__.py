@@ -1,23 +1,36 @@
-"""mmgdrq: low-bit quantization-aware training for OpenMMLab models, by config alone."""
+"""mmgdrq: low-bit quantization-aware training for OpenMMLab models, by config alone.
 
-from . import versions as versions  # first: it refuses a torch that is too old
+Without torch only :mod:`mmgdrq.runtime` is there, without mmengine only what works on plain torch models.
+"""
 
-# isort: split
-from . import openmmlab
-from .config.apply import plan, quantize
-from .config.quant_config import QuantConfig
-from .deploy import fold
-from .layers import Conv2d, Linear
-from .openmmlab.builder import build_quantized
-from .openmmlab.deployed_model import DeployedModel, load_deployed
-from .openmmlab.hooks import GDRQHook, ScaleClipHook
-from .openmmlab.ssd_head import build_ssd_head
-from .planning.plan import Plan
-from .quantized_model.execution import set_execution
-from .quantized_model.stages import freeze, get_stage, set_stage
-from .training.scale_clip import ScaleClip
+from importlib.util import find_spec
+from typing import TYPE_CHECKING
 
 __version__ = '0.1.0'
+
+_WITH_TORCH = find_spec('torch') is not None
+_WITH_MMENGINE = _WITH_TORCH and find_spec('mmengine') is not None
+
+if TYPE_CHECKING or _WITH_TORCH:
+    from . import versions as versions  # first: it refuses a torch that is too old
+
+    # isort: split
+    from .config.apply import plan, quantize
+    from .config.quant_config import QuantConfig
+    from .deploy import fold
+    from .layers import Conv2d, Linear
+    from .planning.plan import Plan
+    from .quantized_model.execution import set_execution
+    from .quantized_model.stages import freeze, get_stage, set_stage
+    from .training.scale_clip import ScaleClip
+
+if TYPE_CHECKING or _WITH_MMENGINE:
+    from . import openmmlab
+    from .openmmlab.builder import build_quantized
+    from .openmmlab.deployed_model import DeployedModel, load_deployed
+    from .openmmlab.hooks import GDRQHook, ScaleClipHook
+    from .openmmlab.ssd_head import build_ssd_head
+
 __all__ = [
     'Conv2d',
     'DeployedModel',
@@ -40,3 +53,11 @@ __all__ = [
     'set_execution',
     'set_stage',
 ]
+
+if not TYPE_CHECKING and not _WITH_MMENGINE:
+
+    def __getattr__(name: str):
+        if name in __all__:
+            missing = 'mmengine' if _WITH_TORCH else 'torch'
+            raise ImportError(f'mmgdrq.{name} needs {missing}, which is not installed. Run `pip install {missing}`')
+        raise AttributeError(f'module {__name__!r} has no attribute {name!r}')

@@ -7,17 +7,23 @@ import difflib
 from collections.abc import Iterable
 from typing import Optional
 
+from mmgdrq_runtime.errors import CheckpointError, ExportError, InputError, MMGDRQError
 
-class MMGDRQError(Exception):
-    """Base class of all errors that mmgdrq raises on purpose."""
+__all__ = [
+    'CheckpointError',
+    'ConfigError',
+    'ExportError',
+    'FoldError',
+    'InputError',
+    'MMGDRQError',
+    'QuantizationError',
+    'nearest',
+    'unknown_key',
+]
 
 
 class ConfigError(MMGDRQError, ValueError):
     """A quantization config is wrong: unknown key, value out of range, rule without a match."""
-
-
-class CheckpointError(MMGDRQError, RuntimeError):
-    """A file or state dict does not fit the quantized model, or cannot be read."""
 
 
 class QuantizationError(MMGDRQError, RuntimeError):
@@ -48,11 +54,3 @@ def unknown_key(where: str, key: str, valid: Iterable[str]) -> ConfigError:
     guess = nearest(key, valid)
     hint = f" Did you mean '{guess}'?" if guess else ''
     return ConfigError(f"{where}: unknown key '{key}'.{hint} Valid keys: {', '.join(valid)}")
-
-
-class ExportError(MMGDRQError):
-    """A model cannot be exported, or an engine cannot run it."""
-
-
-class InputError(MMGDRQError):
-    """An image that a deployed model cannot take."""

@@ -28,8 +28,8 @@ def manifest(folder: Path):
     import torch
 
     from mmgdrq.deploy import load_folded
-    from mmgdrq.deploy.folding.manifest import json_sha256
     from mmgdrq.errors import CheckpointError
+    from mmgdrq_runtime.manifest import json_sha256
 
     path = deployed(folder)
     whole = json.loads((path / 'manifest.json').read_text())
@@ -54,8 +54,8 @@ def manifest(folder: Path):
 def weights(folder: Path):
     """A file of tensors with any bytes, and its right checksum."""
     from mmgdrq.deploy import load_folded
-    from mmgdrq.deploy.folding.manifest import _sha256
     from mmgdrq.errors import CheckpointError
+    from mmgdrq_runtime.manifest import file_sha256
 
     path = deployed(folder)
     whole = (path / 'weights.safetensors').read_bytes()
@@ -65,7 +65,7 @@ def weights(folder: Path):
         start = data.ConsumeIntInRange(0, len(whole))
         content = whole[:start] + data.ConsumeBytes(40) + whole[start + data.ConsumeIntInRange(0, 40) :]
         (path / 'weights.safetensors').write_bytes(content)
-        (path / 'manifest.json').write_text(json.dumps({**text, 'sha256': _sha256(path / 'weights.safetensors')}))
+        (path / 'manifest.json').write_text(json.dumps({**text, 'sha256': file_sha256(path / 'weights.safetensors')}))
         try:
             load_folded(quantized(), path)
         except CheckpointError:

@@ -1,9 +1,10 @@
 """From a trained quantized model to a deployable one."""
 
+from mmgdrq_runtime.manifest import is_deployed
+
 from .engines.requantized_output import simulated
 from .folding.artifact import load_folded, save_folded
 from .folding.fold import fold
-from .folding.manifest import is_deployed
 from .plugged_engine import plug_engine
 from .simulation import simulate
 from .verification.folded import check_blocks, compare_blocks

@@ -8,10 +8,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from mmgdrq_runtime.engines import check_engine, open_engine
+from mmgdrq_runtime.manifest import PathLike, check_file, read_manifest
+
 from ..errors import CheckpointError
 from ..quantized_model.dense_parts import parts_of
-from .engines.opening import check_engine, open_engine
-from .folding.manifest import PathLike, check_file, read_manifest
 
 
 class EngineCall:

@@ -9,8 +9,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..deploy.engines.opening import ENGINES, check_engine
-from ..deploy.folding.manifest import PathLike
+from mmgdrq_runtime.engines import ENGINES, check_engine
+from mmgdrq_runtime.manifest import PathLike
+
 from ..deploy.plugged_engine import plug_engine
 from ..errors import CheckpointError, ExportError, InputError
 from .building import build_model, model_config, quantize_as_trained

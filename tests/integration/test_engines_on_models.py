@@ -7,9 +7,9 @@ from torch import nn
 
 import mmgdrq
 from mmgdrq.deploy.engines.kernels import count_kernels
-from mmgdrq.deploy.engines.opening import open_engine
 from mmgdrq.deploy.export.writer import export
 from mmgdrq.deploy.verification.codes import compare_codes
+from mmgdrq_runtime.engines import open_engine
 
 onnx = pytest.importorskip('onnx', reason='onnx is not installed')
 ENGINES = ('onnxruntime', 'openvino')

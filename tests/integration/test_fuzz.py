@@ -21,8 +21,8 @@ import mmgdrq
 from mmgdrq.deploy import load_folded, plug_engine, save_folded
 from mmgdrq.deploy.export.writer import export
 from mmgdrq.deploy.folding.artifact import read_config
-from mmgdrq.deploy.folding.manifest import MAX_BYTES, file_sha256, json_sha256
 from mmgdrq.errors import CheckpointError, ExportError
+from mmgdrq_runtime.manifest import MAX_BYTES, file_sha256, json_sha256
 from tests.deploy.export.test_writer import Net, all_layers
 
 onnx = pytest.importorskip('onnx', reason='onnx is not installed')
@@ -259,7 +259,7 @@ import sys, resource
 sys.path.insert(0, {root!r})
 import numpy as np, onnx
 from pathlib import Path
-from mmgdrq.deploy.engines.opening import open_engine
+from mmgdrq_runtime.engines import open_engine
 from mmgdrq.errors import ExportError
 rng, x = np.random.default_rng({seed}), np.load({x!r})
 content, file = Path({graph!r}).read_bytes(), Path({folder!r}, 'm.onnx')

@@ -11,9 +11,9 @@ from mmengine.registry import init_default_scope
 from torch import nn
 
 import mmgdrq
-from mmgdrq.deploy.engines.opening import open_engine
 from mmgdrq.openmmlab.deployed_model import DeployedModel
 from mmgdrq.quantized_model.dense_parts import parts_of
+from mmgdrq_runtime.engines import open_engine
 from tests.helpers.folding import IMAGE, ready
 from tests.helpers.threads import THREADS, results_of_threads
 

@@ -14,11 +14,11 @@ from mmengine.registry import MODELS, TRANSFORMS
 from torch import nn
 
 import mmgdrq
-from mmgdrq.deploy.folding.manifest import file_sha256
 from mmgdrq.errors import CheckpointError, ConfigError
 from mmgdrq.openmmlab.commands import run
 from mmgdrq.quant import ActivationSpec, WeightSpec, make_spec
 from mmgdrq.training.schedule import Schedule
+from mmgdrq_runtime.manifest import file_sha256
 from tests.helpers.toy import toy_config, toy_runner
 from tests.openmmlab.test_checkpoint_types import HostilePickle, hostile
 
@@ -133,7 +133,7 @@ def deployed(tmp_path):
 )
 def test_a_hostile_manifest_with_a_right_checksum(deployed, change):
     from mmgdrq.deploy import load_folded
-    from mmgdrq.deploy.folding.manifest import json_sha256
+    from mmgdrq_runtime.manifest import json_sha256
 
     net, path = deployed
     manifest = json.loads((path / 'manifest.json').read_text())

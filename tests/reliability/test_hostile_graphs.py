@@ -9,10 +9,10 @@ import torch
 
 import mmgdrq
 from mmgdrq.deploy import fold, load_folded, plug_engine, save_folded
-from mmgdrq.deploy.engines.opening import open_engine
 from mmgdrq.deploy.export.writer import export
-from mmgdrq.deploy.folding.manifest import json_sha256
 from mmgdrq.errors import CheckpointError, ExportError
+from mmgdrq_runtime.engines import open_engine
+from mmgdrq_runtime.manifest import json_sha256
 
 from .deploying import ToyClassifier
 

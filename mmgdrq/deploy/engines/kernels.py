@@ -3,8 +3,9 @@
 import tempfile
 from pathlib import Path
 
+from mmgdrq_runtime.engines import ONNXRUNTIME
+
 from ...errors import ExportError
-from .opening import ONNXRUNTIME
 
 INTEGER = ('QLinearConv', 'QGemm', 'QLinearMatMul', 'MatMulInteger', 'MatMulIntegerToFloat', 'ConvInteger')
 FLOAT = ('Conv', 'FusedConv', 'Gemm', 'MatMul', 'FusedMatMul', 'FusedGemm')

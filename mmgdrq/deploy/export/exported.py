@@ -7,8 +7,9 @@ from typing import Any
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from mmgdrq_runtime.manifest import file_sha256
+
 from ...quantized_model.dense_parts import Part
-from ..folding.manifest import file_sha256
 from .block_module import BlockModule
 
 

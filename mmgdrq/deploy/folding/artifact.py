@@ -15,12 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from ...errors import CheckpointError
-from ...files import partial_name, remove_stale, replace_directory
-from ...layers import is_quantized
-from ...quant import pack, unpack
-from .folded_layers import STORED, StoredWeight, become_folded, become_folded_model, unread_parameters
-from .manifest import (
+from mmgdrq_runtime.manifest import (
     FORMAT,
     MANIFEST,
     VERSION,
@@ -31,6 +26,12 @@ from .manifest import (
     json_sha256,
     read_manifest,
 )
+
+from ...errors import CheckpointError
+from ...files import partial_name, remove_stale, replace_directory
+from ...layers import is_quantized
+from ...quant import pack, unpack
+from .folded_layers import STORED, StoredWeight, become_folded, become_folded_model, unread_parameters
 
 WEIGHTS, CONFIG = 'weights.safetensors', 'config.py'
 

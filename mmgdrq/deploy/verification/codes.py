@@ -15,9 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mmgdrq_runtime.engines import open_engine
+
 from ...errors import ExportError
 from ..engines.block import SIGNED_ZERO
-from ..engines.opening import open_engine
 from ..engines.rounding import openvino_alone
 from ..export.block_module import BlockModule
 from ..export.exported import Exported
@@ -77,7 +78,7 @@ def compare_codes(exported: Exported, engine: str, optimize: bool = True) -> Cod
 
     Args:
         exported: result of :func:`~mmgdrq.deploy.export.writer.export`.
-        engine: one of :data:`~mmgdrq.deploy.engines.opening.ENGINES`.
+        engine: one of :data:`~mmgdrq_runtime.engines.ENGINES`.
         optimize: as the engine runs it; False: node by node, as the graph is written.
 
     Raises:

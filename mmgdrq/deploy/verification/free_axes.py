@@ -10,8 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mmgdrq_runtime.engines import REFERENCE, check_engine, is_installed
+
 from ...errors import ExportError
-from ..engines.opening import REFERENCE, check_engine, is_installed
 from ..export.exported import Exported
 from .codes import check_codes, compare_codes
 

@@ -13,8 +13,9 @@ from typing import Any, Optional
 import torch
 from torch import nn
 
+from mmgdrq_runtime.engines import ENGINES, REFERENCE, check_engine, open_engine
+
 from ...deploy.engines.kernels import count_kernels
-from ...deploy.engines.opening import ENGINES, REFERENCE, check_engine, open_engine
 from ...deploy.export.exported import Exported
 from ...deploy.export.writer import export, export_float
 from ...deploy.folding.artifact import check_out, load_folded, save_folded, stored_bytes

@@ -6,7 +6,8 @@ import os.path as osp
 from collections.abc import Sequence
 from typing import Optional
 
-from ...deploy.engines.opening import ENGINES
+from mmgdrq_runtime.engines import ENGINES
+
 from ...errors import ConfigError
 from ...files import write_file
 from ..config_parts import class_name

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from mmgdrq.deploy.engines.opening import open_engine
 from mmgdrq.deploy.engines.rounding import onnxruntime_result, openvino_alone, openvino_codes
+from mmgdrq_runtime.engines import open_engine
 
 onnx = pytest.importorskip('onnx')
 FILTERS, CHANNELS, SIZE = 16, 32, 64

@@ -6,8 +6,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from mmgdrq.deploy.engines.kernels import count_kernels
-from mmgdrq.deploy.engines.opening import open_engine
 from mmgdrq.deploy.verification.codes import compare_codes
+from mmgdrq_runtime.engines import open_engine
 from tests.helpers.networks import Net, Stack, exported_of, trained_fold
 
 pytest.importorskip('onnx', reason='onnx is not installed')

@@ -5,9 +5,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from mmgdrq.deploy.engines.opening import open_engine
 from mmgdrq.deploy.export.pooling import any_size_pooling
 from mmgdrq.deploy.export.writer import OPSET
+from mmgdrq_runtime.engines import open_engine
 
 pytest.importorskip('onnx', reason='onnx is not installed')
 pytest.importorskip('onnxruntime', reason='onnxruntime is not installed')

@@ -10,10 +10,10 @@ from torch import nn
 
 import mmgdrq
 from mmgdrq.deploy import plug_engine, save_folded
-from mmgdrq.deploy.engines.opening import open_engine
 from mmgdrq.deploy.export.writer import export
 from mmgdrq.errors import CheckpointError, ExportError
 from mmgdrq.openmmlab.deployed_config import parse_config
+from mmgdrq_runtime.engines import open_engine
 
 onnx = pytest.importorskip('onnx', reason='onnx is not installed')
 ENGINES = ('onnxruntime', 'openvino')

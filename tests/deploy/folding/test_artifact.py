@@ -11,9 +11,9 @@ from torch import nn
 import mmgdrq
 from mmgdrq.deploy import is_deployed, load_folded, save_folded
 from mmgdrq.deploy.folding import artifact
-from mmgdrq.deploy.folding.manifest import file_sha256, json_sha256
 from mmgdrq.errors import CheckpointError
 from mmgdrq.quant.specs import GRIDS
+from mmgdrq_runtime.manifest import file_sha256, json_sha256
 
 X = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 FILES = {'manifest.json', 'weights.safetensors', 'config.py'}

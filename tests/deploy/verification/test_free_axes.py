@@ -9,10 +9,10 @@ import torch.nn.functional as F
 from torch import nn
 
 import mmgdrq
-from mmgdrq.deploy.engines.opening import open_engine
 from mmgdrq.deploy.export.writer import export
 from mmgdrq.deploy.verification.free_axes import BATCH, SIZE, right_axes
 from mmgdrq.errors import ExportError, InputError
+from mmgdrq_runtime.engines import open_engine
 
 pytest.importorskip('onnx', reason='onnx is not installed')
 ENGINES = ('onnxruntime', 'openvino')

@@ -9,7 +9,7 @@ from typing import Optional
 
 import numpy as np
 
-from ...errors import ExportError, InputError
+from .errors import ExportError, InputError
 
 ENGINES = ('onnxruntime', 'openvino')
 REFERENCE = 'onnxruntime'

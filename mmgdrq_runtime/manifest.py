@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 from typing import Any, Union
 
-from ...errors import CheckpointError
+from .errors import CheckpointError
 
 FORMAT, VERSION = 'mmgdrq-folded', 3
 MANIFEST = 'manifest.json'
