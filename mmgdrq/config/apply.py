@@ -11,6 +11,7 @@ from ..planning.fit import check_fits
 from ..planning.plan import Plan
 from ..planning.policy import make_plan
 from ..planning.rules import Rule
+from ..planning.traced_inputs import Example
 from ..quant import ActivationSpec, WeightSpec
 from ..quantized_model.conversion import check_convertible, convert
 from ..quantized_model.execution import Execution, set_execution
@@ -32,6 +33,7 @@ def quantize(
     *,
     plan: Optional[Plan] = None,
     config: Optional[Config] = None,
+    example: Optional[Example] = None,
     stage: Optional[str] = None,
     follow_checkpoint: Optional[bool] = None,
 ) -> nn.Module:
@@ -41,13 +43,15 @@ def quantize(
     checkpoints go on working. ``model.gdrq_plan`` holds the plan.
 
     Args:
-        model: any module; its own forward pass defines one training iteration.
+        model: any module; its own forward pass defines one training iteration. Of one that ``torch.compile``
+            has wrapped, the model inside is quantized.
         weight: dict of :class:`~mmgdrq.quant.WeightSpec`.
         activation: dict of :class:`~mmgdrq.quant.ActivationSpec`.
         rules: see :func:`mmgdrq.plan`.
         plan: what :func:`mmgdrq.plan` gave, as it is or edited; in place of weight, activation and rules.
         config: a :class:`QuantConfig`, or its dict, in place of weight, activation and rules. Without a plan it says
             all; beside one, everything but these three.
+        example: see :func:`mmgdrq.plan`.
         stage: stage to start in, see :mod:`mmgdrq.quantized_model.stages`; None: that of the config, or ``'quantize'``.
         follow_checkpoint: whether a loaded checkpoint decides the stage; None: where the config has stages.
 
@@ -63,14 +67,17 @@ def quantize(
     if stage is not None:
         check_stage(stage)
     whole = _whole_config(weight, activation, rules, config)
+    original = _not_compiled(model)
+    check_convertible(original)
     if plan is not None:
-        check_convertible(model)
         if (whole.weight, whole.activation, whole.rules) != (WeightSpec(), ActivationSpec(), ()):
             raise ConfigError('plan: it says all about weight, activation and rules. Give it, or them')
-        check_fits(plan, model)
-    apply_config(model, whole, plan, stage=stage, follow_checkpoint=follow_checkpoint)
+        check_fits(plan, original)
+    if plan is None:
+        plan = make_plan(original, whole.weight, whole.activation, whole.rules, example)
+    apply_config(original, whole, plan, stage=stage, follow_checkpoint=follow_checkpoint)
     if stage is None and whole.schedule.moves:
-        need_leader(model)
+        need_leader(original)
     return model
 
 
@@ -81,6 +88,7 @@ def plan(
     rules: Sequence[RuleConfig] = (),
     *,
     config: Optional[Config] = None,
+    example: Optional[Example] = None,
 ) -> Plan:
     """Decide for every weight layer of ``model`` what it is quantized to; the model is not changed.
 
@@ -96,6 +104,9 @@ def plan(
             ``activation`` overrides. An override with ``bits`` quantizes what an earlier rule skips; one without
             leaves it in float.
         config: a :class:`QuantConfig`, or its dict, in place of these three.
+        example: an input of the model: a tensor, a tuple of arguments, a dict of keyword arguments, or a function that
+            runs the model it is given. The model runs once, in evaluation mode, and the layers that read its input are
+            found by what they read; without it by their channels and names. The plan says which of the two decided.
 
     Raises:
         ConfigError: a bad key or value, or a rule that matches no layer.
@@ -107,7 +118,7 @@ def plan(
     [8, 2, 8]
     """
     whole = _whole_config(weight, activation, rules, config)
-    return make_plan(model, whole.weight, whole.activation, whole.rules)
+    return make_plan(_not_compiled(model), whole.weight, whole.activation, whole.rules, example)
 
 
 def apply_config(
@@ -153,6 +164,11 @@ def finish(model: nn.Module, config: QuantConfig) -> Optional[Execution]:
     if config.execution is None:
         return None
     return set_execution(model, **vars(config.execution))
+
+
+def _not_compiled(model: nn.Module) -> nn.Module:
+    """The model that ``torch.compile`` has wrapped: the wrapper runs it, so what is done to it is compiled."""
+    return getattr(model, '_orig_mod', model)
 
 
 def _whole_config(weight, activation, rules, config: Optional[Config]) -> QuantConfig:

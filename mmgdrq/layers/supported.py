@@ -7,6 +7,7 @@ from collections.abc import Container, Iterable
 from dataclasses import dataclass
 from typing import Optional
 
+import torch
 from torch import nn
 
 from .attention import MultiheadAttention
@@ -156,6 +157,10 @@ def float_reason(layer: nn.Module) -> str:
     """Why ``layer``, judged by itself, cannot be quantized; empty where it can."""
     if is_quantized(layer) or isinstance(layer, MultiheadAttention):
         return 'is a quantized layer already'
+    if _is_patched(layer):
+        return 'its forward pass was replaced on the object (as accelerate does), and would bypass quantization'
+    if _is_constant(layer):
+        return 'a constant operator (its weight is 0, 1, 2, ...), which stays exact'
     if isinstance(layer, nn.MultiheadAttention) and (layer.bias_k is not None or layer.add_zero_attn):
         return 'attention with add_bias_kv or add_zero_attn is not supported'
     if replacement(layer) is None:
@@ -188,7 +193,9 @@ def _listed(paths: Container[str], module: nn.Module) -> Optional[type]:
 
 def _reads(parent: nn.Module) -> Reads:
     known = _listed(READERS, parent)
-    return READERS[class_path(known)] if known and type(parent).forward is known.forward else ()
+    if not known or type(parent).forward is not known.forward or _is_patched(parent):
+        return ()
+    return READERS[class_path(known)]
 
 
 def _unreadable(parent: nn.Module) -> Iterable[str]:
@@ -197,6 +204,19 @@ def _unreadable(parent: nn.Module) -> Iterable[str]:
         return UNREADABLE[class_path(known)]
     known = _listed(READERS, parent)
     return [child for child, _ in READERS[class_path(known)]] if known and not _reads(parent) else ()
+
+
+def _is_patched(module: nn.Module) -> bool:
+    return 'forward' in vars(module) or '_conv_forward' in vars(module)
+
+
+def _is_constant(layer: nn.Module) -> bool:
+    """Whether it computes an expectation over 0, 1, 2, ..., as the fixed projection of YOLOv8's head does."""
+    weight = layer._parameters.get('weight')
+    if not isinstance(layer, nn.modules.conv._ConvNd) or weight is None or weight.requires_grad or weight.is_meta:
+        return False
+    values = weight.detach().flatten()
+    return len(values) > 2 and torch.equal(values, torch.arange(len(values)).to(values))
 
 
 def _same_forward(cls: type, base: type) -> bool:

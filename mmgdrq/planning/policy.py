@@ -1,18 +1,20 @@
 """Make the plan of a model: the default policy, then the rules of the user. Reads a model and never changes it."""
 
 from collections.abc import Sequence
+from typing import Optional
 
 from torch import nn
 
 from ..layers import built_specs, is_quantized
 from ..quant import ActivationSpec, WeightSpec, override_spec
 from ..quant.specs import FLOAT_BITS
-from .first_layers import image_layers
+from .first_layers import Layers, from_the_image_on, image_layers
 from .frozen_layers import frozen_layers
 from .plan import Plan, settle
 from .prediction_layers import prediction_layers
 from .row import PlanRow
 from .rules import Rule, apply_rule, changed_spec
+from .traced_inputs import TRACED, Example, layers_that_read_the_input
 from .train_mode import in_training
 from .weight_layers import WeightLayer, inventory, own_weights
 
@@ -25,6 +27,7 @@ def make_plan(
     weight: WeightSpec = WeightSpec(),  # noqa: B008 (frozen)
     activation: ActivationSpec = ActivationSpec(),  # noqa: B008
     rules: Sequence[Rule] = (),
+    example: Optional[Example] = None,
 ) -> Plan:
     """Decide for every weight layer of ``model``.
 
@@ -37,27 +40,41 @@ def make_plan(
         activation: what the inputs of the layers are quantized to.
         rules: changes to these. An override with ``bits`` quantizes what an earlier rule skips; one without leaves it
             in float.
+        example: an input of the model, which then runs once, and the layers that read it are found so. Without it they
+            are found by their channels and names.
 
     Raises:
-        ConfigError: a rule matches no layer, or none that can be quantized.
+        ConfigError: a rule matches no layer, or none that can be quantized; or no layer reads the example.
     """
     layers = inventory(model)
     with in_training(model):  # it may freeze layers there only
-        reasons = first_and_last(layers)
+        reasons = first_and_last(model, layers, example)
     rows = [_row(layer, weight, activation, reasons.get(layer.names[0], '')) for layer in layers]
     for number, rule in enumerate(rules):
         rows = apply_rule(rule, f'rules[{number}]', rows)
     return Plan(map(settle, rows))
 
 
-def first_and_last(layers: list[WeightLayer]) -> dict[str, str]:
+def first_and_last(model: nn.Module, layers: list[WeightLayer], example: Optional[Example] = None) -> dict[str, str]:
     """Name -> why the layer has :data:`FIRST_AND_LAST_BITS`, for those that have."""
     modules = {layer.names[0]: layer.module for layer in layers if not layer.reason or is_quantized(layer.module)}
+    if example is None:
+        first, ordered = image_layers(modules), from_the_image_on(modules)
+    else:
+        first, ordered = _traced(model, layers, modules, example)
     reasons = dict.fromkeys(frozen_layers(modules), 'frozen: quantized, not trained')
-    trained = {name: module for name, module in modules.items() if name not in reasons}
+    trained = {name: module for name, module in ordered.items() if name not in reasons}
     reasons.update(dict.fromkeys(prediction_layers(trained), 'prediction layer'))
-    reasons.update(dict.fromkeys(image_layers(modules), 'reads the image'))
+    reasons.update(first)
     return reasons
+
+
+def _traced(model: nn.Module, layers: list[WeightLayer], modules: Layers, example: Example):
+    """Reasons of the layers that read the input, and all in the order in which they run."""
+    reads = layers_that_read_the_input(model, example, {layer.names[0]: layer.module for layer in layers})
+    first = {name: TRACED for name, reading in reads.items() if reading and name in modules}
+    unused = {name: module for name, module in modules.items() if name not in reads}
+    return first, {**unused, **{name: modules[name] for name in reads if name in modules}}
 
 
 def _row(layer: WeightLayer, weight: WeightSpec, activation: ActivationSpec, reason: str) -> PlanRow:

@@ -130,3 +130,30 @@ def test_planning_happens_once(monkeypatch, tmp_path):
     assert len(counted) == 2
     toy_runner(tmp_path, hook={}).call_hook('before_run')
     assert len(counted) == 3
+
+
+@pytest.mark.parametrize('ran', [False, True])
+def test_a_compiled_model_is_quantized_inside(ran):
+    wanted = mmgdrq.quantize(build()).train()
+    net = build()
+    compiled = torch.compile(net, backend='eager').train()
+    if ran:
+        compiled(X)
+    assert mmgdrq.plan(compiled) == mmgdrq.plan(net)
+    assert mmgdrq.quantize(compiled) is compiled
+    assert [row.name for row in net.gdrq_plan] == ['0', '2', '4']
+    for _ in range(2):
+        assert torch.allclose(compiled(X), wanted(X), rtol=0, atol=1e-6)
+    assert not torch.allclose(compiled(X), build().train()(X), rtol=0, atol=1e-3)
+    mmgdrq.set_stage(compiled, 'float')
+    assert torch.allclose(compiled(X), build().train()(X), rtol=0, atol=1e-6)
+    with pytest.raises(ConfigError, match='quantized already'):
+        mmgdrq.quantize(compiled)
+
+
+def test_a_compiled_part_is_quantized_too():
+    wanted, net = mmgdrq.quantize(build()).train(), build()
+    model = nn.Sequential(torch.compile(net[:3], backend='eager'), net[3:]).train()
+    mmgdrq.quantize(model)
+    for _ in range(2):
+        assert torch.allclose(model(X), wanted(X), rtol=0, atol=1e-6)

@@ -21,7 +21,7 @@ from torch.nn.utils import parametrizations, spectral_norm
 
 import mmgdrq
 from mmgdrq.deploy import load_folded, save_folded
-from mmgdrq.errors import QuantizationError
+from mmgdrq.errors import ConfigError, QuantizationError
 from mmgdrq.layers import is_quantized, quantized_layers
 from mmgdrq.layers.transposed import filters_first
 from tests.helpers import reference
@@ -362,3 +362,66 @@ def test_layers_are_compiled_without_graph_breaks(name):
     compiled = torch.compile(layer, backend='eager', fullgraph=True)
     torch.testing.assert_close(compiled(x), expected)
     assert isinstance(layer.weight, nn.Parameter)
+
+
+def patched(layer: nn.Module) -> nn.Module:
+    """A layer as accelerate's hooks make it: its forward pass is replaced on the object."""
+    forward = layer.forward
+    layer.forward = lambda x: forward(x) + 1
+    return layer
+
+
+@pytest.mark.parametrize('make', [lambda: nn.Conv2d(4, 4, 3, padding=1), lambda: nn.Linear(6, 6)])
+def test_a_forward_pass_that_was_replaced_on_the_object_stays(make):
+    net = nn.Sequential(nn.Conv2d(3, 4, 1), patched(make()), nn.Conv2d(4, 2, 1))
+    x = torch.rand(1, 3, 6, 6)
+    wanted = net[1](x.mean(1, keepdim=True).expand(-1, 4, -1, -1))
+    row = mmgdrq.plan(net)[1]
+    assert not row.quantized
+    assert 'forward pass was replaced on the object' in row.reason
+    with pytest.raises(ConfigError, match='cannot be quantized'):
+        mmgdrq.plan(net, rules=[dict(pattern='1', weight=dict(bits=4))])
+    mmgdrq.quantize(net)
+    assert torch.equal(net[1](x.mean(1, keepdim=True).expand(-1, 4, -1, -1)), wanted)
+
+
+def test_the_operator_of_a_convolution_that_was_replaced_on_the_object():
+    layer = nn.Conv2d(4, 4, 3)
+    layer._conv_forward = lambda *args: nn.Conv2d._conv_forward(layer, *args)
+    assert not mmgdrq.plan(nn.Sequential(nn.Conv2d(3, 4, 1), layer, nn.Conv2d(4, 2, 1)))[1].quantized
+
+
+class Distances(nn.Module):
+    """YOLOv8's distances to the sides of a box: the mean of 0 to 15 under a distribution, by a fixed convolution."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.box = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 64, 1)
+        self.conv = nn.Conv2d(16, 1, 1, bias=False).requires_grad_(False)
+        self.conv.weight.data[:] = torch.arange(16.0).view(1, 16, 1, 1)
+
+    def forward(self, x):
+        x = self.box(self.stem(x)).flatten(2)
+        return self.conv(x.view(len(x), 4, 16, -1).transpose(1, 2).softmax(1))
+
+
+def test_a_fixed_projection_stays_exact():
+    net = Distances()
+    row = mmgdrq.plan(net)[-1]
+    assert (row.name, row.quantized) == ('conv', False)
+    assert row.reason.startswith('a constant operator')
+    mmgdrq.quantize(net, dict(bits=8), dict(bits=8)).train()
+    net(torch.rand(2, 3, 9, 9))
+    x = torch.rand(2, 16, 4, 5).softmax(1)
+    wanted = (x.double() * torch.arange(16.0).view(1, 16, 1, 1)).sum(1, keepdim=True)
+    assert torch.allclose(net.conv(x).double(), wanted, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize('change', ['trained', 'other values'])
+def test_other_frozen_convolutions_are_layers(change):
+    net = Distances()
+    if change == 'trained':
+        net.conv.requires_grad_(True)
+    else:
+        net.conv.weight.data[0, 0] = 0.5
+    assert mmgdrq.plan(net)[-1].quantized

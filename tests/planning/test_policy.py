@@ -98,8 +98,8 @@ def test_the_table():
     text = str(mmgdrq.plan(classifier(), weight=dict(bits=2, group_size=4), rules=[dict(pattern='head', skip=True)]))
     assert text.splitlines() == [
         'layer              type    weight  activation  group  params  bytes  why',
-        '-----------------  ------  ------  ----------  -----  ------  -----  -------------------',
-        'backbone.conv1     Conv2d  8       8           4      216     216    reads the image',
+        '-----------------  ------  ------  ----------  -----  ------  -----  -----------------------------',
+        'backbone.conv1     Conv2d  8       8           4      216     216    reads the image (by channels)',
         'backbone.layer1.0  Conv2d  2       4           4      576     144',
         'backbone.layer1.1  Conv2d  2       4           4      576     144',
         'head.fc            Linear  -       -           -      80      320    skipped by rules[0]',
@@ -174,5 +174,7 @@ def test_weights_in_float_are_not_counted():
 
 
 def test_nothing_to_quantize_says_why():
-    with pytest.raises(ConfigError, match=r'32 bits asked; prediction layer; 32 bits asked; reads the image\)'):
+    with pytest.raises(
+        ConfigError, match=r'32 bits asked; prediction layer; 32 bits asked; reads the image \(by channels\)\)'
+    ):
         mmgdrq.quantize(classifier(), dict(bits=32), dict(bits=32))

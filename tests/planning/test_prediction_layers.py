@@ -36,9 +36,9 @@ def test_default_policy(build, edges):
     assert at_eight(model) == edges
     for name, row in rows(model, weight=dict(bits=2), activation=dict(bits=4)).items():
         assert (row.weight.bits, row.activation.bits) == ((8, 8) if name in edges else (2, 4))
-        assert row.reason == {True: 'reads the image', False: 'prediction layer'}[name.startswith('backbone')] * (
-            name in edges
-        )
+        assert row.reason == {True: 'reads the image (by channels)', False: 'prediction layer'}[
+            name.startswith('backbone')
+        ] * (name in edges)
 
 
 def test_a_plain_net_has_its_first_and_last_layer_at_eight_bits():
