@@ -14,6 +14,7 @@ from .attention import MultiheadAttention
 from .base import is_quantized
 from .conv import Conv2d
 from .conv_nd import Conv1d, Conv3d
+from .custom_forward import CustomForward, called_operation
 from .functional_weight import Lending, derive
 from .linear import Linear
 from .standardized import ConvAWS2d, ConvWS2d, SAConv2d
@@ -53,6 +54,7 @@ WRAPPERS: dict[str, type] = {
     'mmcv.cnn.bricks.wrappers.ConvTranspose2d': nn.ConvTranspose2d,
     'mmcv.cnn.bricks.wrappers.ConvTranspose3d': nn.ConvTranspose3d,
     'mmcv.cnn.bricks.wrappers.Linear': nn.Linear,
+    'timm.layers.linear.Linear': nn.Linear,
 }
 """Subclasses whose forward pass does the same as that of torch's layer."""
 
@@ -128,8 +130,11 @@ def replacement(layer: nn.Module) -> Optional[Replacement]:
     if cls in PLAIN:
         return Replacement(*PLAIN[cls])
     for base, (kind, quantized) in PLAIN.items():
-        if isinstance(layer, base) and _same_forward(cls, base):
-            return Replacement(kind, derive(cls, quantized))
+        if isinstance(layer, base):
+            if _same_forward(cls, base):
+                return Replacement(kind, derive(cls, quantized))
+            if not is_quantized(layer) and called_operation(layer) is not None:
+                return Replacement(kind, derive(cls, CustomForward))
     return None
 
 
