@@ -92,14 +92,17 @@ def test_the_tables_of_specs_and_stages_have_their_keys():
         assert set(rows(text, 'key')) == set(names(spec)), section
 
 
-def test_the_example_in_plain_torch_runs(tmp_path, monkeypatch, capsys):
+def test_the_examples_in_plain_torch_run(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    (example,) = [block for block in BLOCKS if block not in CONFIGS]
+    training, planning = [block for block in BLOCKS if block not in CONFIGS]
     space: dict = {}
-    exec(example, space)
+    exec(training, space)
     assert '3 of 3 weight layers quantized' in capsys.readouterr().out
-    learned = [name for name, _ in space['model'].named_parameters() if 'activation_quantizer' in name]
-    assert len(learned) == 3
+    assert len([name for name, _ in space['model'].named_parameters() if 'activation_quantizer' in name]) == 3
+    space = {}
+    exec(planning, space)
+    assert 'reads the input (traced)' in capsys.readouterr().out
+    assert [row.weight and row.weight.bits for row in space['model'].gdrq_plan] == [8, 4, None]
 
 
 @pytest.mark.parametrize('option', ['--help', '--unknown'])

@@ -151,7 +151,9 @@ def _read_row(data: Any, where: str) -> PlanRow:
             raise ConfigError(f"{where}: '{key}' is missing")
     skipped = data.get('skipped')
     if skipped is not None:
-        skipped = _specs(*skipped, f'{where}.skipped')
+        if not isinstance(skipped, list) or len(skipped) != 2:
+            raise ConfigError(f'{where}.skipped: expected the specs of weight and activation, got {skipped!r}')
+        skipped = _specs(skipped[0], skipped[1], f'{where}.skipped')
     weight, activation = _specs(data['weight'], data['activation'], where)
     return PlanRow(
         **{**data, 'weight': weight, 'activation': activation, 'aliases': tuple(data['aliases']), 'skipped': skipped}
