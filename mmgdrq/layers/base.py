@@ -99,10 +99,18 @@ def attach_quantizers(
     """Give ``layer`` its ``weight_quantizer`` and ``activation_quantizer``.
 
     A tensor with ``bits=32`` gets an ``nn.Identity`` in their place.
+
+    Raises:
+        QuantizationError: the layer is on the meta device.
     """
     weight = make_spec(WeightSpec, weight, 'weight')
     activation = make_spec(ActivationSpec, activation, 'activation')
     filters = layer.filters()
+    if filters.is_meta:  # to_empty() would fill what a quantizer knows with whatever lies in memory
+        raise QuantizationError(
+            f'{name or "a quantized layer"}: its weight is on the meta device, so quantizers hold nothing. Build '
+            'the float model there, call model.to_empty(device=...), then mmgdrq.quantize(model, ...), then load'
+        )
     layer.weight_quantizer = WeightQuantizer(weight, filters) if weight.enabled else nn.Identity()
     layer.activation_quantizer = (
         ActivationQuantizer(activation, filters.device) if activation.enabled else nn.Identity()

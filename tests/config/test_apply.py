@@ -7,7 +7,7 @@ from torch import nn
 import mmgdrq
 from mmgdrq import QuantConfig
 from mmgdrq.config.apply import apply_config
-from mmgdrq.errors import ConfigError
+from mmgdrq.errors import ConfigError, QuantizationError
 from mmgdrq.layers import Linear
 from mmgdrq.planning import policy
 from tests.helpers.plans import classifier
@@ -157,3 +157,19 @@ def test_a_compiled_part_is_quantized_too():
     mmgdrq.quantize(model)
     for _ in range(2):
         assert torch.allclose(model(X), wanted(X), rtol=0, atol=1e-6)
+
+
+def test_a_model_on_the_meta_device():
+    trained = mmgdrq.quantize(build()).train()
+    trained(X)
+    with torch.device('meta'):
+        model = build()
+    before = parts(model)
+    with pytest.raises(QuantizationError, match=r'0: its weight is on the meta device.*to_empty.*then load'):
+        mmgdrq.quantize(model)
+    assert parts(model) == before
+    with torch.device('meta'), pytest.raises(QuantizationError, match='meta device'):
+        mmgdrq.Conv2d(3, 4, 3)
+    model.to_empty(device='cpu')
+    mmgdrq.quantize(model).load_state_dict(trained.state_dict())
+    assert torch.equal(model.eval()(X), trained.eval()(X)), 'as the error says'
