@@ -20,6 +20,7 @@ if TYPE_CHECKING or _WITH_TORCH:
     from .deploy import fold
     from .layers import Conv2d, Linear
     from .planning.plan import Plan
+    from .post_training import CalibrationReport, calibrate
     from .quantized_model.execution import set_execution
     from .quantized_model.stages import freeze, get_stage, set_stage
     from .training.scale_clip import ScaleClip
@@ -32,6 +33,7 @@ if TYPE_CHECKING or _WITH_MMENGINE:
     from .openmmlab.ssd_head import build_ssd_head
 
 __all__ = [
+    'CalibrationReport',
     'Conv2d',
     'DeployedModel',
     'GDRQHook',
@@ -43,6 +45,7 @@ __all__ = [
     '__version__',
     'build_quantized',
     'build_ssd_head',
+    'calibrate',
     'fold',
     'freeze',
     'get_stage',

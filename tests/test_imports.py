@@ -63,6 +63,7 @@ ALLOWED = {
     'planning': {'torch'},
     'quantized_model': {'torch'},
     'training': {'torch'},
+    'post_training': {'torch', 'tqdm'},
     'config': {'torch'},
 }
 """Part -> packages outside the standard library that it may import."""

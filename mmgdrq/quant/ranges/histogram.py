@@ -1,0 +1,172 @@
+"""A histogram of all elements of an activation, which calls, batches and ranks add up exactly.
+
+Its bins are fixed, whatever the data: sign, exponent and the first bits of the mantissa of a float32, so that two
+histograms add up bin by bin, and every bin has the same relative width. Percentiles and the squared error of any grid
+follow from it.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..fake_quant import round_to_grid
+from .squared_error import COARSE, FINE, LARGEST, SMALLEST
+
+MANTISSA = 7
+"""Bits of the mantissa that a bin keeps: it is 1/128 of its lower end wide, or less."""
+
+LOWEST, HIGHEST = -30, 30
+"""Exponents that have bins of their own; smaller magnitudes count as zero, larger ones are in the last bin."""
+
+CHUNK = 2**20
+"""Elements that are counted at a time, which bounds the memory."""
+
+
+@dataclass(frozen=True)
+class Bins:
+    """Bins of a histogram.
+
+    Attributes:
+        mantissa: bits of the mantissa that they keep.
+
+    >>> Bins(mantissa=2).edges()[:3].tolist()
+    [0.0, 9.313225746154785e-10, 1.1641532182693481e-09]
+    """
+
+    mantissa: int = MANTISSA
+
+    @property
+    def half(self) -> int:
+        """Number of bins of one sign; the first one is zero and what counts as zero."""
+        return ((HIGHEST - LOWEST) << self.mantissa) + 1
+
+    def edges(self, device=None) -> Tensor:
+        """Lower end of the magnitudes of every bin of one sign, and the upper end of the last one, float64."""
+        steps = torch.arange(self.half, device=device, dtype=torch.float64)
+        octave = torch.floor(steps / 2**self.mantissa)
+        edges = torch.exp2(octave + LOWEST) * (1 + steps / 2**self.mantissa - octave)
+        return torch.cat([edges.new_zeros(1), edges])
+
+    def index(self, x: Tensor) -> Tensor:
+        """Bin of every element, int64 of the shape of ``x``: negative values behind the positive ones."""
+        magnitude = x.float().abs().view(torch.int32) >> (23 - self.mantissa)
+        first = (LOWEST + 127) << self.mantissa
+        bins = (magnitude - (first - 1)).clamp_(0, self.half - 1).long()
+        return torch.where(x < 0, bins + self.half, bins)
+
+
+def histogram(x: Tensor, bins: Bins = Bins()) -> Tensor:
+    """Count the elements of ``x``, which are finite.
+
+    Args:
+        x: any shape.
+        bins: the bins.
+
+    Returns:
+        int64, shape ``(2 * bins.half,)``.
+
+    >>> int(histogram(torch.tensor([0.0, -1.0, 2.0])).sum())
+    3
+    """
+    counts = torch.zeros(2 * bins.half, dtype=torch.int64, device=x.device)
+    for part in x.detach().reshape(-1).split(CHUNK):
+        counts += torch.bincount(bins.index(part), minlength=len(counts))
+    return counts
+
+
+def channel_histograms(x: Tensor, bins: Bins, axis: int = 1) -> Tensor:
+    """Count the elements of every channel.
+
+    Args:
+        x: any shape.
+        bins: the bins.
+        axis: dimension of the channels.
+
+    Returns:
+        int64, shape ``(C, 2 * bins.half)``.
+    """
+    rows = x.detach().movedim(axis, 0).flatten(1)
+    counts = torch.zeros(len(rows), 2 * bins.half, dtype=torch.int64, device=x.device)
+    offsets = torch.arange(len(rows), device=x.device).unsqueeze(1) * counts.shape[1]
+    for part in rows.split(max(CHUNK // max(len(rows), 1), 1), dim=1):
+        counts += torch.bincount((bins.index(part) + offsets).flatten(), minlength=counts.numel()).view_as(counts)
+    return counts
+
+
+def points(counts: Tensor, bins: Bins = Bins(), each: int = 4) -> tuple[Tensor, Tensor]:
+    """Values that stand for the elements of a histogram, and how many elements each stands for.
+
+    A bin is several steps of a fine grid wide where it lies far from zero, so that one value would not do.
+
+    Args:
+        counts: shape ``(2 * bins.half,)``.
+        bins: its bins.
+        each: values a bin, evenly spread over it.
+
+    Returns:
+        values and weights, float64, ascending by magnitude within a sign; those of empty bins are left out.
+    """
+    edges = bins.edges(counts.device)
+    places = (torch.arange(each, device=counts.device, dtype=torch.float64) + 0.5) / each
+    values = edges[:-1, None] + (edges[1:] - edges[:-1])[:, None] * places
+    values[0] = 0
+    values = torch.cat([values, -values])
+    weights = (counts.double() / each)[:, None].expand_as(values)
+    used = counts > 0
+    return values[used].flatten(), weights[used].flatten()
+
+
+def percentile_of(counts: Tensor, share: float, bins: Bins = Bins()) -> Tensor:
+    """Value below which ``share`` of the elements lie, interpolated within its bin.
+
+    Args:
+        counts: shape ``(..., 2 * bins.half)``, with any elements.
+        share: from 0 to 1.
+        bins: the bins.
+
+    Returns:
+        float32, shape ``(...)``.
+    """
+    half, edges = bins.half, bins.edges(counts.device)
+    ascending = torch.cat([counts[..., half:].flip(-1), counts[..., :half]], -1).double()
+    lower = torch.cat([-edges[1:].flip(0), edges[:-1]])
+    upper = torch.cat([-edges[:-1].flip(0), edges[1:]])
+    lower[half], upper[half] = 0, 0  # what counts as zero
+    total = ascending.cumsum(-1)
+    wanted = share * total[..., -1:]
+    bin_ = (total < wanted).sum(-1, keepdim=True).clamp_(max=2 * half - 1)
+    inside = ascending.gather(-1, bin_)
+    part = (1 - (total.gather(-1, bin_) - wanted) / inside.clamp(min=1)).clamp_(0, 1)
+    return torch.lerp(lower[bin_], upper[bin_], part).squeeze(-1).float()
+
+
+def search_threshold(counts: Tensor, levels: int, limits: tuple[int, int], p: int = 2, bins: Bins = Bins()) -> Tensor:
+    """Threshold of the symmetric or unsigned grid with the least error ``sum |x - Q(x)|^p`` over a histogram.
+
+    The candidates are those of :func:`~mmgdrq.quant.ranges.squared_error.search_range`.
+
+    Args:
+        counts: shape ``(2 * bins.half,)``.
+        levels: steps between 0 and the threshold.
+        limits: lowest and highest code.
+        p: 1 or 2.
+        bins: the bins.
+
+    Returns:
+        float32 scalar; 0 where all elements are zero.
+    """
+    values, weights = points(counts, bins)
+    largest = values.abs().max()
+
+    def error(alpha: Tensor) -> Tensor:
+        return (weights * (round_to_grid(values, alpha / levels, limits) - values).abs() ** p).sum()
+
+    def best_of(candidates: Tensor) -> Tensor:
+        return candidates[torch.stack([error(alpha) for alpha in candidates]).argmin()]
+
+    low, high = math.log10(SMALLEST), math.log10(LARGEST)
+    best = best_of(largest * torch.logspace(high, low, COARSE, device=counts.device, dtype=torch.float64))
+    ratio = 10 ** ((high - low) / (COARSE - 1))
+    return best_of(best * torch.linspace(1 / ratio, ratio, FINE, device=counts.device, dtype=torch.float64)).float()
