@@ -195,7 +195,7 @@ def parameter_groups(model: nn.Module, cfg: Config) -> list:
 
 def describe_plan(model: nn.Module, row: dict) -> None:
     """Numbers of the plan, its edges, and what stays in float."""
-    plan = model.gdrq_plan
+    plan = mmgdrq.state(model).plan
     float_rows = [r for r in plan if not r.quantized]
     row['layers'], row['quantized'] = len(plan), len(plan.quantized)
     row['share'] = round(len(plan.quantized) / max(len(plan), 1), 4)

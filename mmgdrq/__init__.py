@@ -23,6 +23,7 @@ if TYPE_CHECKING or _WITH_TORCH:
     from .post_training import CalibrationReport, calibrate
     from .quantized_model.execution import set_execution
     from .quantized_model.stages import freeze, get_stage, set_stage
+    from .quantized_model.state import state_of as state
     from .training.scale_clip import ScaleClip
 
 if TYPE_CHECKING or _WITH_MMENGINE:
@@ -55,6 +56,7 @@ __all__ = [
     'quantize',
     'set_execution',
     'set_stage',
+    'state',
 ]
 
 if not TYPE_CHECKING and not _WITH_MMENGINE:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from mmengine.config import Config
 
+import mmgdrq
 from mmgdrq import GDRQHook
 from mmgdrq.analysis.distances import gap_to_uniform
 from mmgdrq.openmmlab.builder import QUANT_KEYS
@@ -102,7 +103,7 @@ def test_the_examples_in_plain_torch_run(tmp_path, monkeypatch, capsys):
     space = {}
     exec(planning, space)
     assert 'reads the input (traced)' in capsys.readouterr().out
-    assert [row.weight and row.weight.bits for row in space['model'].gdrq_plan] == [8, 4, None]
+    assert [row.weight and row.weight.bits for row in mmgdrq.state(space['model']).plan] == [8, 4, None]
 
 
 @pytest.mark.parametrize('option', ['--help', '--unknown'])

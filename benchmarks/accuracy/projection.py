@@ -37,7 +37,7 @@ def project(weights: Path, k: float) -> list[dict[str, float]]:
     """
     model = mmgdrq.quantize(resnet20(weights), weight=dict(bits=2, k=k))
     modules = dict(model.named_modules())
-    layers = [modules[row.name].weight for row in model.gdrq_plan if row.weight.bits == 2]
+    layers = [modules[row.name].weight for row in mmgdrq.state(model).plan if row.weight.bits == 2]
     before = [w.abs().mean().item() for w in layers]
     clip, done, rows = mmgdrq.ScaleClip(model), 0, []
     for repeats in REPEATS:

@@ -40,7 +40,7 @@ def quantize(
     """Quantize ``model`` in place and return it.
 
     Parameters, their names, aliases and hooks stay what they are: optimizers that exist already and float
-    checkpoints go on working. ``model.gdrq_plan`` holds the plan.
+    checkpoints go on working. ``mmgdrq.state(model).plan`` is the plan.
 
     Args:
         model: any module; its own forward pass defines one training iteration. Of one that ``torch.compile``
@@ -59,9 +59,10 @@ def quantize(
         ConfigError: a bad key or value, an unknown stage, a rule that matches nothing, a plan of another model, or
             nothing to quantize. The model is as it was then.
 
+    >>> from mmgdrq import state
     >>> from torch import nn
     >>> model = quantize(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.Conv2d(8, 2, 1)))
-    >>> [row.weight.bits for row in model.gdrq_plan]
+    >>> [row.weight.bits for row in state(model).plan]
     [8, 2, 8]
     """
     if stage is not None:
@@ -113,8 +114,8 @@ def plan(
 
     >>> rows = plan(nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3), nn.Conv2d(8, 2, 1)), dict(bits=4))
     >>> rows = rows.set('1', weight_bits=2)
-    >>> [row.weight.bits for row in quantize(nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3), nn.Conv2d(8, 2, 1)),
-    ...                                      plan=rows).gdrq_plan]
+    >>> model = quantize(nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3), nn.Conv2d(8, 2, 1)), plan=rows)
+    >>> [layer.weight_quantizer.spec.bits for layer in model]
     [8, 2, 8]
     """
     whole = _whole_config(weight, activation, rules, config)

@@ -6,7 +6,7 @@ from torch import nn
 
 from ..errors import ConfigError
 from ..quantized_model.replaced_layers import refuse_new_float_layers, remember_layers
-from ..quantized_model.stages import get_stage, set_stage
+from ..quantized_model.state import state_of
 from .engines.requantized_output import CHILD, EngineResult, hook_up, simulated
 from .quantized_outputs import Run, places_of
 
@@ -43,8 +43,7 @@ def simulate(model: nn.Module, engine: str = 'onnxruntime', run: Optional[Run] =
         QuantizationError: quantized layers were replaced by float layers.
     """
     check_simulates(engine)
-    if not hasattr(model, 'gdrq_plan'):
-        raise ConfigError('deploy: the model is not quantized. Call mmgdrq.quantize(model, ...) first')
+    state = state_of(model, 'deploy')
     if simulated(model):
         raise ConfigError('deploy: the model simulates an engine already')
     refuse_new_float_layers(model)
@@ -52,10 +51,9 @@ def simulate(model: nn.Module, engine: str = 'onnxruntime', run: Optional[Run] =
     for place in places_of(model, engine, run):
         tail = modules[place.tail]
         result = EngineResult(modules[place.layer], place.lowest, place.rounds, f'the result of {place.tail}')
-        result.quantizer.managed, result.quantizer.observing = True, False  # the root's forward pass decides
+        result.quantizer.state = state  # of an identity, too
         tail.add_module(CHILD, result.train(tail.training))
     model.register_forward_pre_hook(hook_up)
     hook_up(model)
-    set_stage(model, get_stage(model))
     remember_layers(model)  # those of the results, too, or they would make up for lost layers
     return model

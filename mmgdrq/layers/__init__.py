@@ -6,8 +6,8 @@ from .base import QuantizedLayer, attach_quantizers, built_specs, is_quantized, 
 from .conv import Conv2d
 from .conv_nd import Conv1d, Conv3d
 from .linear import Linear
-from .quantizer import CLIP, FLOAT, QUANTIZE
 from .relu import LeanReLU, set_lean_relu
+from .state import CLIP, FLOAT, QUANTIZE, STAGES, ModelState
 from .supported import Replacement, float_reason, let_parents_read, read_reasons, replacement, replacements
 from .transposed import ConvTranspose1d, ConvTranspose2d, ConvTranspose3d
 from .walk import activation_quantizers, is_quantized_model, quantized_layers
@@ -17,6 +17,7 @@ __all__ = [
     'CLIP',
     'FLOAT',
     'QUANTIZE',
+    'STAGES',
     'ActivationQuantizer',
     'Conv1d',
     'Conv2d',
@@ -26,6 +27,7 @@ __all__ = [
     'ConvTranspose3d',
     'LeanReLU',
     'Linear',
+    'ModelState',
     'MultiheadAttention',
     'Projection',
     'QuantizedLayer',

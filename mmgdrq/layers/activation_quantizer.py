@@ -24,7 +24,8 @@ from ..quant import (
     threshold_of,
 )
 from ..quant.specs import MEAN_RULES
-from .quantizer import CLIP, FLOAT, QUANTIZE, Quantizer, keep_positive
+from .quantizer import Quantizer, keep_positive
+from .state import CLIP, FLOAT, QUANTIZE
 
 
 class ActivationQuantizer(Quantizer):
@@ -39,9 +40,6 @@ class ActivationQuantizer(Quantizer):
 
     def __init__(self, spec: ActivationSpec, device=None) -> None:
         super().__init__(spec, [spec.bits])
-        self.observing = True
-        self.managed = False
-        self.frozen = False
         self._fresh = False
         self._signed = False
         self.observed = False
@@ -55,6 +53,11 @@ class ActivationQuantizer(Quantizer):
         pending = torch.zeros(3, dtype=torch.float64, device=device)
         self.register_buffer('pending', pending, persistent=False)
 
+    @property
+    def mode(self) -> str:
+        """What it does in the present stage."""
+        return self.state.activation_mode()
+
     def forward(self, x: Tensor, encode: bool = False) -> Union[Tensor, Encoded]:
         """Return the fake-quantized (or clipped) input, shape and dtype of ``x``.
 
@@ -62,18 +65,20 @@ class ActivationQuantizer(Quantizer):
             x: any shape.
             encode: return an operand for :mod:`mmgdrq.quant.operators` instead.
         """
-        if self.mode == FLOAT or x.numel() == 0:
+        mode = self.mode
+        if mode == FLOAT or x.numel() == 0:
             return self._idle(x)
+        self._check_begun()
         observing = self._is_observing()
         at_once = (
-            encode and observing and not self.is_fresh() and self.mode == QUANTIZE and self.spec.range in MEAN_RULES
+            encode and observing and not self.is_fresh() and mode == QUANTIZE and self.spec.range in MEAN_RULES
         )  # the statistic is a by-product of quantizing
         if observing and not at_once:
             self.observe(x)
         if not self.is_ready():
             return self._idle(self._without_range(x))
         keep_positive([self])
-        if self.mode == CLIP:
+        if mode == CLIP:
             clip = encode_clipped if encode else clip_activation
             return clip(self._idle(x), self.threshold.detach(), self._signed)
         levels, limits = self.spec.levels(self._signed), self.spec.code_limits(self._signed)
@@ -115,7 +120,7 @@ class ActivationQuantizer(Quantizer):
     def _add(self, statistic: Tensor) -> None:
         add_statistic_(self.pending[:2], statistic, self.spec)
         self.observed = True
-        if not self.managed:
+        if not self.state.managed:
             self.update()
 
     @torch.no_grad()
@@ -157,7 +162,7 @@ class ActivationQuantizer(Quantizer):
     def _is_observing(self) -> bool:
         # In a managed model the root decides: a frozen backbone stage is in eval mode while the model
         # trains (frozen_stages of OpenMMLab), and needs ranges as well.
-        return self.observing and (self.managed or self.training)
+        return self.state.collecting if self.state.managed else self.training and not self.state.frozen
 
     def _calibrate(self, x: Tensor) -> None:
         lowest, highest = x.aminmax()
@@ -184,10 +189,10 @@ class ActivationQuantizer(Quantizer):
         self._ready, self._signed = True, signed
 
     def _without_range(self, x: Tensor) -> Tensor:
-        if self._is_observing() or (self.training and (not self.managed or not bool((x != 0).any()))):
-            return x  # nothing but zeros so far, or a layer of its own whose observing was turned off
+        if self._is_observing() or (self.training and not bool((x != 0).any())):
+            return x  # nothing but zeros so far
         layer = self.layer_name or 'a quantized layer'
-        if self.frozen:
+        if self.state.frozen and (self.state.training or self.training):
             raise QuantizationError(
                 f'{layer}: the activation ranges are frozen, but it has none, so it would be trained in float. Let '
                 'freeze begin later, after some iterations of reshape or quantize, or start from a checkpoint of the '

@@ -11,6 +11,7 @@ from ..quant import ActivationSpec, Operand, WeightSpec, make_spec, scale_clip_
 from ..quant.specs import FLOAT_BITS
 from .activation_quantizer import ActivationQuantizer
 from .quantizer import Quantizer
+from .state import ModelState
 from .weight_quantizer import WeightQuantizer
 
 WEIGHT_KEYS = ('weight', 'weight_orig', 'parametrizations.weight.original')
@@ -115,7 +116,10 @@ def attach_quantizers(
     layer.activation_quantizer = (
         ActivationQuantizer(activation, filters.device) if activation.enabled else nn.Identity()
     )
+    state = ModelState()
     for quantizer in (layer.weight_quantizer, layer.activation_quantizer):
+        if isinstance(quantizer, Quantizer):
+            quantizer.state = state
         quantizer.layer_name = name
         quantizer.to(filters.device)
 

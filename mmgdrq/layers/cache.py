@@ -20,12 +20,10 @@ class WeightCache:
 
     Attributes:
         enabled: whether anything is kept.
-        per_iteration: whether someone clears the cache before every training iteration.
     """
 
     def __init__(self) -> None:
         self.enabled = True
-        self.per_iteration = False
         self.clear()
 
     def clear(self) -> None:
@@ -33,8 +31,11 @@ class WeightCache:
         self._codes = self._values = None
 
     def operand(self, weight: Tensor, encode: Callable[[Tensor], Encoded]) -> Encoded:
-        """The weight as an operand of a layer, by ``encode`` or from the codes that are kept."""
-        if not (self.enabled and self.per_iteration):
+        """The weight as an operand of a layer, by ``encode`` or from the codes that are kept.
+
+        Someone has to clear the cache before every training iteration.
+        """
+        if not self.enabled:
             return encode(weight)
         key, kept = _key(weight), self._codes
         if kept is not None and kept[0] == key:
@@ -63,7 +64,7 @@ class WeightCache:
         return kept[1]
 
     def __getstate__(self) -> dict:
-        return dict(enabled=self.enabled, per_iteration=self.per_iteration)
+        return dict(enabled=self.enabled)
 
     def __setstate__(self, state: dict) -> None:
         self.__dict__.update(state)

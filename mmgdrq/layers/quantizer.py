@@ -1,4 +1,4 @@
-"""What the quantizers of weights and of activations share: the mode, the format, and a range as a parameter."""
+"""What the quantizers of weights and of activations share: the state, the format, and a range as a parameter."""
 
 from collections.abc import Iterable
 from typing import Optional
@@ -6,23 +6,25 @@ from typing import Optional
 import torch
 from torch import Tensor, nn
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, QuantizationError
 from ..quant import keep_in_graph
-
-FLOAT, CLIP, QUANTIZE = 'float', 'clip', 'quantize'
-"""What a quantizer does: nothing, Scale-Clip without rounding (activations only), or quantize."""
+from .state import ModelState
 
 LEARNED_FLOOR = 1e-8
 """Smallest learned range; below the floor of a step it would get no gradient any more."""
 
 
 class Quantizer(nn.Module):
-    """Shared part: the mode, and a ``format`` buffer by which a checkpoint is checked against the config."""
+    """Shared part: the state, and a ``format`` buffer by which a checkpoint is checked against the config.
+
+    Attributes:
+        state: of the model, or of the layer where that stands alone.
+    """
 
     def __init__(self, spec, layout) -> None:
         super().__init__()
         self.spec = spec
-        self.mode = QUANTIZE
+        self.state = ModelState()
         self.layer_name = ''
         self._held: Optional[Tensor] = None
         self._ready = False
@@ -44,6 +46,16 @@ class Quantizer(nn.Module):
     def learned(self) -> Optional[nn.Parameter]:
         """The range as a parameter, where it is one."""
         return next(iter(self._parameters.values()), None)
+
+    def _check_begun(self) -> None:
+        """Refuse to train where no forward pass of the model has begun, which sets the ranges and counts iterations."""
+        if self.training and self.state.managed and not self.state.begun:
+            raise QuantizationError(
+                f'{self.layer_name or "a quantized layer"}: it is trained outside of the forward pass of its quantized '
+                'model, which sets the ranges. Call the model itself, model(...), not model.loss(...) or a part of it. '
+                'A copied part of a model and a copied torch.fx.GraphModule have lost that forward pass: copy the '
+                'whole model, and quantize a GraphModule after it is copied'
+            )
 
     def hold(self, frozen: bool) -> None:
         """While frozen, a learned range keeps its value, whatever momentum or weight decay do to it."""

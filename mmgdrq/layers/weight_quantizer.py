@@ -21,7 +21,8 @@ from ..quant import (
 )
 from ..quant.specs import GRIDS
 from .cache import WeightCache
-from .quantizer import FLOAT, Quantizer, keep_positive
+from .quantizer import Quantizer, keep_positive
+from .state import FLOAT
 
 
 class WeightQuantizer(Quantizer):
@@ -50,6 +51,11 @@ class WeightQuantizer(Quantizer):
             self.register_buffer('alpha', alpha)
         self.register_buffer('initialized', torch.tensor(False, device=weight.device))
 
+    @property
+    def mode(self) -> str:
+        """What it does in the present stage."""
+        return self.state.weight_mode()
+
     def forward(self, weight: Tensor, encode: bool = False) -> Union[Tensor, Encoded]:
         """Return the fake-quantized weight, shape and dtype of ``weight``.
 
@@ -59,16 +65,22 @@ class WeightQuantizer(Quantizer):
         """
         if self.mode == FLOAT:
             return self._idle(weight)
-        if self.spec.range == 'search' and self.training and not self.cache.per_iteration:
+        if self.spec.range == 'search' and torch.is_grad_enabled():
+            self._check_begun()  # other ranges follow the weight in every call, or are parameters
+        if self.spec.range == 'search' and self.training and not self.state.managed:
             self.renew(weight.detach())  # a layer of its own: every call is an iteration
         if encode and self.spec.range == 'learned':
             return self._learned(weight, True)
         if encode:
             with torch.no_grad():
-                return self.cache.operand(weight, self._encode) if self.training else self._encode(weight)
+                return self.cache.operand(weight, self._encode) if self._keeps_codes() else self._encode(weight)
         if not self.training and not torch.is_grad_enabled():
             return self.cache.values(self._fake_quantize, weight, *([self.alpha] if self.stateful else []))
         return self._fake_quantize(weight)
+
+    def _keeps_codes(self) -> bool:
+        # in a managed model, which clears the cache before every training iteration
+        return self.training and self.state.managed and self.state.begun
 
     def _encode(self, weight: Tensor) -> Encoded:
         if not self.stateful:

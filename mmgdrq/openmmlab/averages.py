@@ -14,7 +14,8 @@ from torch import nn
 
 from ..errors import ConfigError
 from ..layers import ActivationQuantizer, WeightQuantizer
-from ..quantized_model.stages import BUFFER, get_stage, switch_stage
+from ..quantized_model.stages import switch_stage
+from ..quantized_model.state import is_root, state_of
 from .wrappers import unwrap
 
 Pair = tuple[nn.Module, nn.Module]
@@ -57,9 +58,9 @@ def copy_state(runner) -> None:
         state = {key: value for key, value in quantizer.state_dict().items() if key in buffers}
         average.load_state_dict(state, strict=False)
     model = unwrap(runner.model)
-    if hasattr(model, BUFFER):
+    if is_root(model):
         for average in _averages(runner):
-            switch_stage(average, get_stage(model))
+            switch_stage(average, state_of(model).stage)
 
 
 def _averages(runner) -> Iterator[nn.Module]:

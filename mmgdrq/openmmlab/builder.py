@@ -13,6 +13,7 @@ from ..config.quant_config import KEYS, QuantConfig
 from ..errors import ConfigError, unknown_key
 from ..layers import Conv1d, Conv2d, Conv3d, ConvTranspose1d, ConvTranspose2d, ConvTranspose3d, Linear, WeightQuantizer
 from ..quantized_model.stages import need_leader
+from ..quantized_model.state import state_of
 from ..registry import MODELS
 from .plan_log import log_plan
 
@@ -54,8 +55,8 @@ def build_quantized(base_type: Optional[str] = None, quant: Optional[Mapping[str
         )
     config = QuantConfig.from_config(quant, 'model.quant')
     built = _build_float(base_type, model)
-    built.gdrq_schedule = config.schedule
     apply_config(built, config)
+    state_of(built).schedule = config.schedule
     if config.schedule.moves:
         need_leader(built)
     _announce_training(built)
@@ -77,7 +78,7 @@ def _build_float(base_type: str, config: Mapping[str, Any]) -> nn.Module:
 
 def _announce_training(model: nn.Module) -> None:
     """Let ``model`` log its plan when it begins to train, and warn where nothing is there to clip its weights."""
-    model.gdrq_clipped = not any(isinstance(module, WeightQuantizer) for module in model.modules())
+    state_of(model).clipped = not any(isinstance(module, WeightQuantizer) for module in model.modules())
     model.register_forward_pre_hook(_announce)
 
 
@@ -86,8 +87,9 @@ def _announce(model: nn.Module, args) -> None:
         return
     logger = MMLogger.get_current_instance()
     log_plan(model, logger)
-    if not model.gdrq_clipped:
-        model.gdrq_clipped = True
+    state = state_of(model)
+    if not state.clipped:
+        state.clipped = True
         logger.warning(
             "mmgdrq: the model is trained without Scale-Clip. Add dict(type='mmgdrq.GDRQHook') to custom_hooks (with "
             'scale_clip=False if this is meant); in a training loop of your own call '

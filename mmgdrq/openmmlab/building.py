@@ -11,6 +11,7 @@ from ..config.apply import apply_config, finish
 from ..config.quant_config import QuantConfig
 from ..errors import CheckpointError
 from ..layers.walk import is_quantized_model
+from ..quantized_model.state import is_root
 from .config_parts import class_name
 
 
@@ -58,7 +59,7 @@ def quantize_as_trained(model: nn.Module, cfg: Mapping[str, Any], where: Path) -
         return
     asked = {key: value for key, value in hook.items() if key not in ('type', 'priority')}
     config = replace(QuantConfig.from_config(asked, 'GDRQHook'), stages=None, execution=None)
-    if hasattr(model, 'gdrq_plan'):
+    if is_root(model):
         finish(model, config)
     else:
         apply_config(model, config)

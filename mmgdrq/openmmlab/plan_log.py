@@ -6,14 +6,15 @@ from torch import nn
 from ..planning.plan import Plan
 from ..planning.policy import make_plan
 from ..planning.row import PlanRow
+from ..quantized_model.state import states_in
 
 
 def log_plan(model: nn.Module, logger: MMLogger) -> None:
     """Log the plan of ``model``, once in each log; of registered layers where they are all that is quantized."""
-    if getattr(model, 'gdrq_plan_log', None) != logger.instance_name:
-        model.gdrq_plan_log = logger.instance_name
-        plan = model.gdrq_plan if hasattr(model, 'gdrq_plan') else registered_plan(model)
-        logger.info('mmgdrq: the quantization plan\n%s', plan)
+    state = next(states_in(model))
+    if state.log != logger.instance_name:
+        state.log = logger.instance_name
+        logger.info('mmgdrq: the quantization plan\n%s', state.plan or registered_plan(model))
 
 
 def registered_plan(model: nn.Module) -> Plan:

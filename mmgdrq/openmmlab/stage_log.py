@@ -1,6 +1,7 @@
 """What the log says about stages: which one a model is in, and which one never comes."""
 
-from ..quantized_model.stages import BUFFER, get_stage
+from ..quantized_model.stages import get_stage
+from ..quantized_model.state import is_root
 from ..training.schedule import STAGE_KEYS, Schedule
 from .wrappers import unwrap
 
@@ -32,7 +33,7 @@ def warn_unrounded(runner) -> None:
     The iteration is named, as mmengine logs a warning with equal text only once.
     """
     model = unwrap(runner.model)
-    if not hasattr(model, BUFFER):
+    if not is_root(model):
         return
     stage = get_stage(model)
     if stage in NOT_ROUNDED:

@@ -17,7 +17,8 @@ from ..planning.policy import make_plan
 from ..planning.rules import Rule, make_rules
 from ..quant import ActivationSpec, WeightSpec, override_spec
 from ..quantized_model.conversion import check_convertible, convert
-from ..quantized_model.stages import BUFFER, set_stage
+from ..quantized_model.stages import set_stage
+from ..quantized_model.state import is_root, state_of
 from ..quantized_model.undo import undone_on_error
 from .input_ranges import collecting
 from .layer_errors import layer_errors
@@ -83,7 +84,7 @@ def calibrate(
         count = _set_input_ranges(model, run, _shown(itertools.chain([first], batches), progress))
         _set_weight_ranges(model)
         layers = layer_errors(model, lambda: run(model, first))
-    return CalibrationReport(model.gdrq_plan, layers, count)
+    return CalibrationReport(state_of(model).plan, layers, count)
 
 
 def run_batch(model: nn.Module, batch: Any) -> Any:
@@ -106,7 +107,7 @@ def run_batch(model: nn.Module, batch: Any) -> Any:
 
 def _quantize(model: nn.Module, weight, activation, rules, plan: Optional[Plan]) -> None:
     asked = weight is not None or activation is not None or bool(rules)
-    if hasattr(model, BUFFER):
+    if is_root(model):
         if asked or plan is not None:
             raise ConfigError(
                 'calibrate: the model is quantized already, so weight, activation, rules and plan come too late. Give '

@@ -8,7 +8,7 @@ from ..layers.walk import is_quantized_model
 from ..planning.plan import Plan
 from .iteration import manage
 from .loading import check_at_load
-from .stages import BUFFER, init_stage
+from .state import QuantizedModelState, attach_state, is_root
 
 
 def convert(model: nn.Module, plan: Plan, stage: str = 'quantize', follow_checkpoint: bool = False) -> nn.Module:
@@ -32,9 +32,8 @@ def convert(model: nn.Module, plan: Plan, stage: str = 'quantize', follow_checkp
     call_projections(model)
     let_parents_read(model)
     set_lean_relu(model)
-    model.gdrq_plan = Plan(plan)
+    attach_state(model, QuantizedModelState(Plan(plan), stage, follow_checkpoint))
     manage(model)
-    init_stage(model, stage, follow_checkpoint)
     check_at_load(model)
     return model
 
@@ -46,7 +45,7 @@ def check_convertible(model: nn.Module) -> None:
         ConfigError: names the module.
     """
     for name, module in model.named_modules():
-        if hasattr(module, BUFFER):
+        if is_root(module):
             raise ConfigError(f'model: {name or "it"} is quantized already. Quantize the float model once, as a whole')
         if getattr(module, 'efficient_conv_bn_eval_forward', None) is not None:
             raise ConfigError(

@@ -12,21 +12,19 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..layers.activation_quantizer import ActivationQuantizer, settle_first_ranges, step_thresholds
-from ..layers.quantizer import FLOAT, keep_positive
+from ..layers.quantizer import Quantizer, keep_positive
+from ..layers.state import FLOAT
 from ..layers.walk import activation_quantizers, quantized_layers
 from ..layers.weight_quantizer import WeightQuantizer
 from .replaced_layers import refuse_new_float_layers, remember_layers
+from .state import ATTRIBUTE, QuantizedModelState, adopt, read_buffers
 
 
 def manage(model: nn.Module) -> None:
-    """Let the forward pass of ``model`` define the iteration of the quantizers inside it."""
-    _name_layers(model)
-    for quantizer in activation_quantizers(model):
-        quantizer.managed = True
-        quantizer.observing = False
-    for module in model.modules():
-        if isinstance(module, WeightQuantizer):
-            module.cache.per_iteration = True
+    """Let the forward pass of ``model`` define the iteration of the quantizers that hold its state."""
+    for name, module in model.named_modules():
+        if isinstance(module, Quantizer) and not module.layer_name:
+            module.layer_name = name.rpartition('.')[0]
     remember_layers(model)
     model.register_forward_pre_hook(_begin)
     model.register_forward_hook(_end)
@@ -34,53 +32,44 @@ def manage(model: nn.Module) -> None:
 
 def manage_registered(model: nn.Module) -> None:
     """:func:`manage` for a model that was built with quantized layers, unless it is managed already."""
-    weights = [m for m in model.modules() if isinstance(m, WeightQuantizer)]
-    managed = [q.managed for q in activation_quantizers(model)] + [q.cache.per_iteration for q in weights]
-    if not all(managed):
+    if not all(module.state.managed for module in model.modules() if isinstance(module, Quantizer)):
+        setattr(model, ATTRIBUTE, QuantizedModelState())
+        adopt(model, list(model.modules()))
         manage(model)
 
 
-def _name_layers(model: nn.Module) -> None:
-    for name, module in model.named_modules():
-        if isinstance(module, (ActivationQuantizer, WeightQuantizer)) and not module.layer_name:
-            module.layer_name = name.rpartition('.')[0]
-
-
-def is_frozen(model: nn.Module) -> bool:
-    """Whether :func:`mmgdrq.freeze` holds the ranges of ``model``."""
-    return getattr(model, 'gdrq_frozen', False)
-
-
+@torch.compiler.disable
 def _begin(model: nn.Module, args) -> None:
-    frozen = is_frozen(model)
-    observing = model.training and not frozen
+    state: QuantizedModelState = getattr(model, ATTRIBUTE)
+    if not model.training and not torch.compiler.is_compiling():
+        read_buffers(model)
+    state.begin(model.training)
     modules = list(model.modules())
-    quantizers = [m for m in modules if isinstance(m, ActivationQuantizer)]
-    weights = [m for m in modules if isinstance(m, WeightQuantizer)]
-    refuse_new_float_layers(model, len(quantizers) + len(weights))
-    if model.training and frozen:
+    quantizers = adopt(model, modules)
+    refuse_new_float_layers(model, sum(isinstance(module, Quantizer) for module in modules))
+    if model.training and state.frozen:
         for module in modules:
             if isinstance(module, _BatchNorm):
                 module.eval()
-    for quantizer in quantizers + weights:
-        quantizer.hold(frozen)
-    keep_positive(quantizers + weights)  # here for compiled models; calls outside of this pass do it by themselves
-    step_thresholds(quantizers)
     for quantizer in quantizers:
-        quantizer.observing, quantizer.frozen = observing, model.training and frozen
-    for quantizer in weights:
-        if quantizer.training:  # the weight may have changed
+        quantizer.hold(state.frozen)
+    keep_positive(quantizers)  # here for compiled models; calls outside of this pass do it by themselves
+    step_thresholds([q for q in quantizers if isinstance(q, ActivationQuantizer)])
+    for quantizer in quantizers:
+        if isinstance(quantizer, WeightQuantizer) and quantizer.training:  # the weight may have changed
             quantizer.cache.clear()
-    if observing:
-        _renew_searched(model)
+    if state.collecting:
+        _renew_searched(model, state)
 
 
+@torch.compiler.disable
 def _end(model: nn.Module, args, output) -> None:
     if not model.training:
         return
-    for quantizer in activation_quantizers(model):
-        quantizer.observing = False
-    quantizers = [q for q in activation_quantizers(model) if q.mode != FLOAT]  # the same ones on all ranks
+    state: QuantizedModelState = getattr(model, ATTRIBUTE)
+    state.collecting = False
+    # the same ones on all ranks
+    quantizers = [q for q in activation_quantizers(model) if q.state is state and q.mode != FLOAT]
     if not quantizers:
         return
     if dist.is_available() and dist.is_initialized():
@@ -88,10 +77,10 @@ def _end(model: nn.Module, args, output) -> None:
     settle_first_ranges(quantizers)
 
 
-def _renew_searched(model: nn.Module) -> None:
+def _renew_searched(model: nn.Module, state: QuantizedModelState) -> None:
     for layer in quantized_layers(model):
         quantizer = layer.weight_quantizer
-        if isinstance(quantizer, WeightQuantizer) and quantizer.spec.range == 'search':
+        if isinstance(quantizer, WeightQuantizer) and quantizer.state is state and quantizer.spec.range == 'search':
             quantizer.renew(layer.filters())
 
 

@@ -8,7 +8,7 @@ from torch import nn
 
 from ..errors import CheckpointError
 from ..layers.walk import is_quantized_model
-from .stages import BUFFER
+from .state import STAGE, is_root
 
 _QUANTIZER_KEYS = ('.weight_quantizer.', '.activation_quantizer.', '.engine_result.')
 
@@ -62,7 +62,7 @@ def _allow_float_weights(model: nn.Module, incompatible_keys) -> None:
     missing = incompatible_keys.missing_keys
     added = set(quantization_keys(missing))  # all of them or none: _check_state has refused the rest
     if added:
-        missing[:] = [key for key in missing if key not in added and key.rpartition('.')[2] != BUFFER]
+        missing[:] = [key for key in missing if key not in added and key.rpartition('.')[2] != STAGE]
 
 
 _QUANTIZER = re.compile(r'(.*?)\.?\b(?:weight|activation)_quantizer(?=\.format$)')
@@ -83,7 +83,7 @@ def check_quantized_as(model: nn.Module, state: Mapping[str, Any], initialized: 
         CheckpointError: says how to build the quantized model.
     """
     quantizers = {match[0]: match[1] for match in map(_QUANTIZER.match, quantization_keys(state)) if match}
-    if not quantizers or initialized or any(hasattr(module, BUFFER) for module in model.modules()):
+    if not quantizers or initialized or any(map(is_root, model.modules())):
         return
     modules = dict(model.named_modules())
     in_float = [layer for path, layer in quantizers.items() if layer in modules and path not in modules]

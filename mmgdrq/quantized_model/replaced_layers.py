@@ -8,12 +8,13 @@ from torch import nn
 from ..errors import QuantizationError
 from ..layers.base import is_quantized
 from ..layers.quantizer import Quantizer
+from .state import ATTRIBUTE
 
 
 def remember_layers(model: nn.Module) -> None:
     """Note what is quantized now, and which weights of the root of a quantized model are not."""
     quantizers = sum(isinstance(module, Quantizer) for module in model.modules())
-    model.gdrq_present = quantizers, frozenset(_float_layers(model))
+    getattr(model, ATTRIBUTE).layers = quantizers, frozenset(_float_layers(model))
 
 
 def refuse_new_float_layers(model: nn.Module, quantizers: Optional[int] = None) -> None:
@@ -28,7 +29,7 @@ def refuse_new_float_layers(model: nn.Module, quantizers: Optional[int] = None) 
     Raises:
         QuantizationError: names the new layers.
     """
-    before, known = model.gdrq_present
+    before, known = getattr(model, ATTRIBUTE).layers
     if quantizers is not None and quantizers >= before:
         return
     new = [name for name in _float_layers(model) if name not in known]

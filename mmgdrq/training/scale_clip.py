@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ..layers import WeightQuantizer, quantized_layers
+from ..quantized_model.state import states_in
 from .optimizer_check import check_optimizer, check_quantized, held_by, warn_left_out
 
 
@@ -29,9 +30,8 @@ class ScaleClip:
         self.model = model
         self.enabled = True
         self._unchecked: list[Optimizer] = []
-        for module in model.modules():
-            if hasattr(module, 'gdrq_clipped'):  # the builder's model, which warns without it
-                module.gdrq_clipped = True
+        for state in states_in(model):  # the builder's model warns without it
+            state.clipped = True
 
     def attach(self, optimizer: Optimizer):
         """Project the weights of ``optimizer`` after every step of it that really happens; steps that a GradScaler

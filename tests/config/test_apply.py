@@ -30,7 +30,7 @@ def test_a_config_says_what_arguments_say():
     outputs = [model.train()(X) for model in models]
     assert torch.equal(outputs[0], outputs[1])
     assert torch.equal(outputs[0], outputs[2])
-    assert mmgdrq.plan(build(), config=QuantConfig(**quant)) == models[0].gdrq_plan
+    assert mmgdrq.plan(build(), config=QuantConfig(**quant)) == mmgdrq.state(models[0]).plan
     with pytest.raises(ConfigError, match='config: it says all'):
         mmgdrq.quantize(build(), dict(bits=4), config=quant)
     with pytest.raises(ConfigError, match='config: expected a dict'):
@@ -101,7 +101,7 @@ def test_an_error_half_way_leaves_the_model_as_it_was(monkeypatch, failing):
     assert torch.equal(model(X), output)
     assert list(model.state_dict()) == list(build().state_dict())
     monkeypatch.undo()
-    assert len(mmgdrq.quantize(model).gdrq_plan.quantized) == 3
+    assert len(mmgdrq.state(mmgdrq.quantize(model)).plan.quantized) == 3
 
 
 def test_a_simulation_that_fails_leaves_the_model_as_it_was(monkeypatch):
@@ -141,7 +141,7 @@ def test_a_compiled_model_is_quantized_inside(ran):
         compiled(X)
     assert mmgdrq.plan(compiled) == mmgdrq.plan(net)
     assert mmgdrq.quantize(compiled) is compiled
-    assert [row.name for row in net.gdrq_plan] == ['0', '2', '4']
+    assert [row.name for row in mmgdrq.state(net).plan] == ['0', '2', '4']
     for _ in range(2):
         assert torch.allclose(compiled(X), wanted(X), rtol=0, atol=1e-6)
     assert not torch.allclose(compiled(X), build().train()(X), rtol=0, atol=1e-3)

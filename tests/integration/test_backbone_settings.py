@@ -51,7 +51,7 @@ def test_frozen_stages_stay_what_they_are():
     after = dict(net.named_parameters())
     assert all(torch.equal(after[name], before[name]) for name in frozen), 'neither the optimizer nor Scale-Clip'
     assert not torch.equal(after['backbone.layer2.0.conv1.weight'], before['backbone.layer2.0.conv1.weight'])
-    plan = {row.name: row for row in net.gdrq_plan}
+    plan = {row.name: row for row in mmgdrq.state(net).plan}
     assert plan['backbone.layer1.0.conv1'].reason == 'frozen: quantized, not trained'
     assert plan['backbone.layer2.0.conv1'].weight.bits == 2
     assert all(float(value) > 0 for value in thresholds(net).values()), 'frozen layers have ranges, too'

@@ -13,6 +13,7 @@ import pytest
 from mmengine.config import Config
 from mmengine.runner import Runner
 
+import mmgdrq
 from mmgdrq.layers import is_quantized
 from tests.helpers import made_up
 from tests.integration.test_zoo import TWO_LINES
@@ -106,12 +107,12 @@ def test_config_trains_on_data_of_its_format(path, tmp_path, monkeypatch):
     if bits:
         check_plan(runner.model, *map(int, bits.groups()))
         page = (ROOT / 'docs/plans' / f'{BITS.sub("", path.stem)}.md').read_text()
-        assert f'- `{path.stem}`: {runner.model.gdrq_plan.summary()}' in page, 'python dev/list_configs.py'
+        assert f'- `{path.stem}`: {mmgdrq.state(runner.model).plan.summary()}' in page, 'python dev/list_configs.py'
 
 
 def check_plan(model, weight: int, activation: int) -> None:
     """All layers are quantized: those that read the image or predict with 8 bits, all others as the name says."""
-    plan = model.gdrq_plan
+    plan = mmgdrq.state(model).plan
     assert len(plan.quantized) == len(plan)
     reasons = {row.reason for row in plan}
     edges = {'reads the image (by channels)', 'prediction layer'}

@@ -52,8 +52,8 @@ def test_resume_goes_on_as_if_uninterrupted(tmp_path, whole, epoch, stage):
 
     def look(runner):
         if not seen:
-            frozen = runner.model.gdrq_frozen
-            seen['stage'] = 'frozen' if frozen else mmgdrq.get_stage(runner.model)
+            state = mmgdrq.state(runner.model)
+            seen['stage'] = 'frozen' if state.frozen else state.stage
 
     resumed = toy_runner(tmp_path, EPOCHS, dict(stages=STAGES), look, load_from=checkpoint, resume=True)
     resumed.train()
@@ -110,7 +110,7 @@ def test_ema_copy_is_quantized_and_its_weights_are_evaluated(tmp_path):
     runner.train()
     hook = next(h for h in runner.hooks if type(h).__name__ == 'EMAHook')
     assert is_quantized_model(hook.ema_model.module)
-    assert len(hook.ema_model.module.gdrq_plan.quantized) == 3
+    assert len(mmgdrq.state(hook.ema_model.module).plan.quantized) == 3
 
     averaged = runner.message_hub.get_scalar('val/toy/logits').current()
     checkpoint = tmp_path / 'a/epoch_2.pth'
@@ -171,11 +171,11 @@ def test_builder_reads_the_checkpoint_of_the_hook(tmp_path):
 def test_train_then_test_then_validate_in_one_process(tmp_path):
     runner = toy_runner(tmp_path, 1, dict())
     runner.train()
-    plan, ranges = runner.model.gdrq_plan, thresholds(runner.model)
+    plan, ranges = mmgdrq.state(runner.model).plan, thresholds(runner.model)
     first = runner.test()['toy/logits']
     assert runner.val()['toy/logits'] == first
     assert runner.test()['toy/logits'] == first
-    assert runner.model.gdrq_plan is plan
+    assert mmgdrq.state(runner.model).plan is plan
     assert thresholds(runner.model) == ranges, 'evaluation does not move the ranges'
 
 

@@ -92,7 +92,7 @@ def test_ties_are_kept(name):
     float_state = {key: value.clone() for key, value in net.state_dict().items()}
     mmgdrq.quantize(net)
     assert shared(net) == before
-    assert sum(row.name in names for row in net.gdrq_plan) == 1
+    assert sum(row.name in names for row in mmgdrq.state(net).plan) == 1
     net.load_state_dict(float_state, strict=False)
     assert shared(net) == before
     first, second = (net.get_submodule(layer) for layer in names)

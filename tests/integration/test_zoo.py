@@ -15,6 +15,7 @@ from mmpretrain.structures import DataSample
 from mmseg.structures import SegDataSample
 from torch.utils.data import Dataset
 
+import mmgdrq
 from mmgdrq.planning.weight_layers import weight_layers
 from tests.helpers.toy import log_of
 
@@ -113,7 +114,7 @@ def test_two_lines_quantize_a_config(tmp_path, name):
     names = set(weight_layers(runner.model))
     runner.train()
 
-    model, plan = runner.model, runner.model.gdrq_plan
+    model, plan = runner.model, mmgdrq.state(runner.model).plan
     assert {row.name for row in plan} == names
     assert {row.name for row in plan.quantized} == names, 'ordinary CNNs are quantized throughout'
     log = log_of(tmp_path)

@@ -105,7 +105,7 @@ def test_a_quantized_out_proj_is_called_by_a_float_attention():
     net.forward = lambda x: net[2](net[1](x, x, x)[0], x, x)[0]
     names = {'skip': ['1.out_proj'], 'keep': ['1', '2', '2.out_proj']}
     mmgdrq.quantize(net, rules=[dict(pattern='1.out_proj', skip=True), dict(pattern='2', weight=dict(bits=2))])
-    assert {row.name for row in net.gdrq_plan.quantized} == set(names['keep'])
+    assert {row.name for row in mmgdrq.state(net).plan.quantized} == set(names['keep'])
     net.train()(torch.randn(5, 2, 8))
     assert net[2].out_proj.activation_quantizer.threshold > 0
 

@@ -63,7 +63,7 @@ def test_state_keys():
     net = mmgdrq.quantize(small_net())
     added = set(net.state_dict()) - set(small_net().state_dict())
     buffers = ('format', 'threshold', 'signed', 'initialized')
-    expected = {'gdrq_stage'}
+    expected = {'gdrq_stage', 'gdrq_frozen'}
     for name in ('0', '3', '5', '7'):
         expected.add(f'{name}.weight_quantizer.format')
         expected |= {f'{name}.activation_quantizer.{buffer}' for buffer in buffers}
@@ -94,7 +94,7 @@ def test_hooks_and_aliases_stay():
     mmgdrq.quantize(net)
     assert net[3] is conv is net.alias
     conv.activation_quantizer.set_range(torch.tensor(1.0), signed=False)
-    conv.train()(torch.rand(1, 4, 6, 6))
+    conv.eval()(torch.rand(1, 4, 6, 6))
     assert seen == [conv]
     assert sum(layer is conv for layer in quantized_layers(net)) == 1
 

@@ -82,7 +82,7 @@ def test_parameters_keys_and_init_names_stay(name):
     assert all(a is b for a, b in zip(net.parameters(), parameters))
     added = set(net.state_dict()) - keys
     assert keys <= set(net.state_dict())
-    assert all('quantizer' in key or key == 'gdrq_stage' for key in added)
+    assert all('quantizer' in key or key in ('gdrq_stage', 'gdrq_frozen') for key in added)
     assert names - {'Module', 'object'} <= {type(layer).__name__, *(base.__name__ for base in type(layer).__bases__)}
 
 
@@ -101,7 +101,7 @@ def test_quantizers_work_and_the_weight_learns(name):
     assert all(len(f.abs().unique()) <= 2 for f in filters)
     if name.startswith('sac'):
         assert isinstance(layer.activation_quantizer, nn.Identity)
-        assert 'input in float' in net.gdrq_plan[0].reason
+        assert 'input in float' in mmgdrq.state(net).plan[0].reason
     else:
         assert layer.activation_quantizer.threshold > 0
     assert isinstance(layer.stored_weight(), nn.Parameter), 'the parameter is back in its place'

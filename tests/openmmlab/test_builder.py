@@ -104,8 +104,8 @@ def detector(tmp_path):
 def test_result_is_the_base_class_itself(detector):
     _, model = detector
     assert type(model) is FasterRCNN
-    assert len(model.gdrq_plan) == len(model.gdrq_plan.quantized) > 25
-    bits = {row.name: row.weight.bits for row in model.gdrq_plan}
+    assert len(mmgdrq.state(model).plan) == len(mmgdrq.state(model).plan.quantized) > 25
+    bits = {row.name: row.weight.bits for row in mmgdrq.state(model).plan}
     assert bits['backbone.conv1'] == 8
     assert bits['backbone.layer3.0.conv1'] == 2
     assert bits['roi_head.bbox_head.fc_cls'] == bits['rpn_head.rpn_reg'] == 8

@@ -5,6 +5,7 @@ import torch
 from mmengine.registry import MODELS
 from mmengine.runner import Runner
 
+import mmgdrq
 from mmgdrq import Conv2d, GDRQHook
 from mmgdrq.errors import CheckpointError
 from mmgdrq.openmmlab.building import build_model, model_config, quantize_as_trained
@@ -32,8 +33,8 @@ def assert_same(cfg) -> None:
     model = build_model(model_config(cfg))
     quantize_as_trained(model, cfg, 'config.py')
     x = torch.rand(2, 3, 8, 8)
-    if hasattr(runner.model, 'gdrq_plan'):
-        assert str(model.gdrq_plan) == str(runner.model.gdrq_plan)
+    if hasattr(runner.model, 'gdrq_stage'):
+        assert str(mmgdrq.state(model).plan) == str(mmgdrq.state(runner.model).plan)
     runner.model.train()(x)
     model.load_state_dict(runner.model.state_dict(), strict=True)
     assert torch.equal(model.eval()(x), runner.model.eval()(x))
@@ -62,7 +63,7 @@ def test_the_hook_as_a_class():
     """As in configs of pure Python."""
     model = ToyClassifier()
     quantize_as_trained(model, dict(custom_hooks=[dict(type=GDRQHook, **QUANT)]), 'config.py')
-    assert [row.weight.bits for row in model.gdrq_plan] == [8, 4, 8]
+    assert [row.weight.bits for row in mmgdrq.state(model).plan] == [8, 4, 8]
 
 
 def test_a_config_that_quantizes_nothing(tmp_path):

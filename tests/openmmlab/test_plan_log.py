@@ -28,7 +28,7 @@ def test_the_model_of_the_builder(tmp_path, names, unclipped):
     runner.train()
     runner.test()
     log = log_of(tmp_path)
-    assert log.count('the quantization plan') == log.count(str(runner.model.gdrq_plan)) == 1
+    assert log.count('the quantization plan') == log.count(str(mmgdrq.state(runner.model).plan)) == 1
     assert log.count(UNCLIPPED) == unclipped
 
 
@@ -48,7 +48,7 @@ def test_a_model_that_was_built_before_the_runner(tmp_path):
     config = toy_config(tmp_path, hook={})
     runner = Runner(**{**config, 'model': MODELS.build(BUILDER)})
     runner.train()
-    assert log_of(tmp_path).count(str(runner.model.gdrq_plan)) == 1
+    assert log_of(tmp_path).count(str(mmgdrq.state(runner.model).plan)) == 1
 
 
 def log_in(tmp_path, name: str):

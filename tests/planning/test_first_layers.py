@@ -62,7 +62,7 @@ def test_layers_declared_in_another_order_than_they_run(channels):
     assert at_eight(net) >= {'conv1'}, 'by its channels'
     assert reasons(net)['conv1'] == CHANNELS
     quantized = mmgdrq.quantize(net, dict(bits=2), example=torch.rand(1, channels, 9, 9))
-    assert {row.name for row in quantized.gdrq_plan if row.weight.bits == 8} == wanted
+    assert {row.name for row in mmgdrq.state(quantized).plan if row.weight.bits == 8} == wanted
 
 
 class Streams(nn.Module):

@@ -24,9 +24,9 @@ def test_an_edited_plan_is_applied_exactly(tmp_path):
         assert is_quantized(layer) == row.quantized
         if row.quantized:
             assert built_specs(layer) == (row.weight, row.activation)
-    assert model.gdrq_plan == plan
+    assert mmgdrq.state(model).plan == plan
     plan.set('neck', skip=True)
-    assert model.gdrq_plan != plan, 'the plan of the model is its own'
+    assert mmgdrq.state(model).plan != plan, 'the plan of the model is its own'
 
 
 def test_the_plan_that_was_made_is_that_without_one():
@@ -35,7 +35,7 @@ def test_the_plan_that_was_made_is_that_without_one():
     one = classifier()
     two = mmgdrq.quantize(classifier(), plan=mmgdrq.plan(classifier(), **quant))
     assert repr(mmgdrq.quantize(one, **quant)) == repr(two)
-    assert one.gdrq_plan == two.gdrq_plan
+    assert mmgdrq.state(one).plan == mmgdrq.state(two).plan
 
 
 def changed(index: int, **values) -> Plan:

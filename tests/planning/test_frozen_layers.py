@@ -145,6 +145,6 @@ def test_all_that_quantize_agree(tmp_path):
     runner.call_hook('before_run')
     built = MODELS.build(dict(type='mmgdrq.Quantized', base_type='FreezingToy'))
     for model in (runner.model, built, mmgdrq.quantize(FreezingToy())):
-        assert frozen(model.gdrq_plan) == {'conv2'}
+        assert frozen(mmgdrq.state(model).plan) == {'conv2'}
         assert model.conv2.weight_quantizer.spec.bits == 8
         assert model.conv2.weight.requires_grad

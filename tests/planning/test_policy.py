@@ -148,7 +148,7 @@ def test_layers_that_were_built_quantized_count_and_hold_the_edges():
         neck=conv(8, 8),
         bbox_head=tree(tower=conv(8, 8), conv_cls=conv(8, 4)),
     )
-    plan = mmgdrq.quantize(model).gdrq_plan
+    plan = mmgdrq.state(mmgdrq.quantize(model)).plan
     bits = {row.name: (row.weight.bits, row.activation.bits) for row in plan}
     assert bits == {
         'backbone.conv1': (5, 4),

@@ -31,7 +31,7 @@ def test_it_works_in_place():
     assert mmgdrq.quantize(net) is net
     assert is_quantized_model(net)
     assert not is_quantized_model(build())
-    assert [row.name for row in net.gdrq_plan] == ['0', '2', '4']
+    assert [row.name for row in mmgdrq.state(net).plan] == ['0', '2', '4']
     assert not torch.allclose(net.train()(X), build()(X))
 
 
@@ -145,5 +145,5 @@ def test_a_model_of_registered_layers_alone_is_led_too():
     clipped = model(x)
     mmgdrq.set_stage(model, 'quantize')
     assert not torch.equal(model(x), clipped)
-    assert model[2].activation_quantizer.managed
-    assert 'is a quantized layer already' in str(model.gdrq_plan)
+    assert model[2].activation_quantizer.state.managed
+    assert 'is a quantized layer already' in str(mmgdrq.state(model).plan)

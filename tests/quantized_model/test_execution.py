@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 import mmgdrq
 from mmgdrq.errors import ConfigError, QuantizationError
-from mmgdrq.layers import LeanReLU, quantizer
+from mmgdrq.layers import LeanReLU
 from mmgdrq.quantized_model.execution import set_execution
 from tests.helpers.nets import relu_net
 from tests.helpers.toy import log_of, toy_runner
@@ -85,19 +85,19 @@ def test_saving_less_changes_no_bit(switches, config):
 @pytest.mark.parametrize('autocast', [False, True])
 @pytest.mark.parametrize('wanted', ['both', 'weight', 'input'])
 @pytest.mark.parametrize(
-    ('name', 'mode'),
-    [(name, quantizer.QUANTIZE) for name in LAYERS] + [(n, quantizer.CLIP) for n in ('conv', 'linear')],
+    ('name', 'stage'),
+    [(name, 'quantize') for name in LAYERS] + [(n, 'quantize_weight') for n in ('conv', 'linear')],
 )
-def test_gradients_are_those_of_the_plain_formulation(name, mode, wanted, autocast):
+def test_gradients_are_those_of_the_plain_formulation(name, stage, wanted, autocast):
     make, shape = LAYERS[name]
     torch.manual_seed(0)
     layer = make().train()
     if name not in ('linear', 'tokens', 'learned input') and len(shape) == 4:
         layer = layer.to(memory_format=torch.channels_last)
     layer(torch.randn(shape))
-    layer.activation_quantizer.observing = False
+    quantizer = layer.weight_quantizer if name == 'float input' else layer.activation_quantizer
+    quantizer.state.stage, quantizer.state.frozen = stage, True
     layer.weight.requires_grad_(wanted != 'input')
-    layer.activation_quantizer.mode = mode
     results = []
     for one_byte in (False, True):
         layer.one_byte = one_byte
@@ -150,12 +150,12 @@ def test_a_layer_keeps_one_byte_an_element(kind, bits):
     assert plain >= 5 * x.numel()
 
 
-@pytest.mark.parametrize('mode', [quantizer.QUANTIZE, quantizer.CLIP])
-def test_a_learned_or_clipped_input_is_kept_once(mode):
+@pytest.mark.parametrize('stage', ['quantize', 'quantize_weight'])
+def test_a_learned_or_clipped_input_is_kept_once(stage):
     x = torch.rand(4, 16, 20, 20, requires_grad=True)
     layer = mmgdrq.Conv2d(16, 8, 3, weight=LEARNED, activation=LEARNED).train()
     layer(x)
-    layer.activation_quantizer.mode = mode
+    layer.activation_quantizer.state.stage = stage
     assert kept(nn.Conv2d(16, 8, 3), x)[0] == 4 * x.numel()
     size, _ = kept(layer, x)
     assert 4 * x.numel() <= size <= 4 * x.numel() + 200, 'the input, which a float layer keeps too, steps and ranges'
@@ -176,7 +176,7 @@ def test_hooks_on_a_quantizer_see_tensors():
     layer = mmgdrq.Conv2d(4, 6, 3).train()
     x = torch.rand(1, 4, 6, 6)
     expected = layer(x)
-    layer.activation_quantizer.observing = False
+    layer.activation_quantizer.state.frozen = True
     expected = layer(x)
     seen = []
     layer.activation_quantizer.register_forward_hook(lambda module, args, output: seen.append(output))

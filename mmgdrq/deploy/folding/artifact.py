@@ -143,11 +143,11 @@ def _become(model: nn.Module, path: Path, manifest: dict[str, Any], tensors: dic
         _adopt_norm_affine(model, entry['norm'], tensors)
     state = {**tensors, **weights}
     state.update({alias: state[key] for alias, key in _alias_keys(model).items() if key in state})
+    become_folded_model(model, entries)
     own = model.state_dict()
     state.update({key: torch.zeros_like(own[key]) for key in unread_parameters(model)})
     _check_state(path, own, state)
     model.load_state_dict(state)
-    become_folded_model(model, entries)
     return model.eval()
 
 

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from ...errors import FoldError
 from ...layers import ActivationQuantizer, WeightQuantizer, is_quantized
 from ...quant import per_filter, quantize, step_of, weight_step
-from ...quantized_model.stages import BUFFER, get_stage
+from ...quantized_model.stages import get_stage
+from ...quantized_model.state import is_root
 from .batchnorm_pairs import Pairs, pairs_by_structure, pairs_by_trace
 from .folded_layers import STORED, become_folded, become_folded_model
 
@@ -99,7 +100,7 @@ def check_foldable(model: nn.Module) -> None:
     if not layers:
         raise FoldError('fold: the model has no quantized layer. Quantize and train it first')
     for name, module in model.named_modules():  # the quantized model may stand in a wrapper
-        if hasattr(module, BUFFER) and get_stage(module) != 'quantize':
+        if is_root(module) and get_stage(module) != 'quantize':
             raise FoldError(
                 f"fold: {name or 'the model'} is in stage '{get_stage(module)}', without rounding. Train it through "
                 "the 'quantize' stage first"

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ...quant import quantize
 from ...quantized_model.replaced_layers import remember_layers
+from ...quantized_model.state import FROZEN, is_root
 
 
 class CodeQuantizer(nn.Module):
@@ -119,8 +120,9 @@ def become_folded_model(model: nn.Module, entries: dict[str, dict[str, Any]]) ->
     """Note at the root of a model what its layers became; a quantized model inside it no longer expects them."""
     model.gdrq_folded = entries
     for module in model.modules():
-        if hasattr(module, 'gdrq_present'):
+        if is_root(module):
             remember_layers(module)
+            module._buffers.pop(FROZEN, None)  # it does not train
 
 
 def unread_parameters(folded: nn.Module) -> list[str]:

@@ -17,6 +17,7 @@ from ...errors import ConfigError
 from ...files import write_file
 from ...layers import ActivationQuantizer
 from ...quantized_model.stages import get_stage, set_stage
+from ...quantized_model.state import is_root
 from .checkpoints import check_checkpoint
 from .checks import check_data
 from .options import add_common_options, load_config
@@ -48,7 +49,7 @@ def main(arguments: Optional[Sequence[str]] = None) -> None:
     runner.call_hook('before_run')
     runner.load_or_resume()
     model = runner.model.eval()
-    if not hasattr(model, 'gdrq_plan'):
+    if not is_root(model):
         raise ConfigError(f'config: {args.config} quantizes nothing. Add GDRQHook or mmgdrq.Quantized')
     if not all(m.is_ready() for m in model.modules() if isinstance(m, ActivationQuantizer)):
         set_stage(model, 'float')

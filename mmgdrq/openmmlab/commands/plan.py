@@ -13,6 +13,7 @@ from mmengine.runner import Runner
 
 from ...errors import ConfigError
 from ...planning.plan import Plan
+from ...quantized_model.state import is_root, state_of
 from ..config_parts import without_weights
 from ..hooks import GDRQHook
 from .options import add_config_options, load_config
@@ -47,9 +48,9 @@ def plan_of(cfg: Config, name: str) -> Plan:
         for hook in runner.hooks:
             if isinstance(hook, GDRQHook):
                 hook.before_run(runner)
-    if not hasattr(runner.model, 'gdrq_plan'):
+    if not is_root(runner.model):
         raise ConfigError(f'config: {name} has no plan. Add GDRQHook or mmgdrq.Quantized, for the whole model')
-    return runner.model.gdrq_plan
+    return state_of(runner.model).plan
 
 
 def main(arguments: Optional[Sequence[str]] = None) -> None:

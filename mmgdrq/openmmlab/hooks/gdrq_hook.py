@@ -10,12 +10,11 @@ from ...config.apply import apply_config, finish
 from ...config.quant_config import QuantConfig
 from ...deploy import simulated
 from ...errors import ConfigError
-from ...layers.walk import is_quantized_model
 from ...planning.plan import Plan
 from ...planning.policy import make_plan
 from ...quantized_model.execution import Execution
-from ...quantized_model.iteration import is_frozen
-from ...quantized_model.stages import freeze, get_stage, set_stage
+from ...quantized_model.stages import freeze, set_stage
+from ...quantized_model.state import is_root, state_of
 from ...registry import HOOKS
 from ...training.scale_clip import ScaleClip
 from ...training.schedule import Schedule
@@ -83,7 +82,7 @@ class GDRQHook(AveragesHook):
             return
         self.model = model
         _refuse_bypasses(runner)
-        if is_quantized_model(model) and hasattr(model, 'gdrq_plan'):
+        if is_root(model):
             self._manage_built(model)
             execution = finish(model, self.config)
         else:
@@ -115,7 +114,7 @@ class GDRQHook(AveragesHook):
                 self.projection.attach(optimizer)
         super().before_train(runner)
         self._enter(runner)
-        runner.logger.info("mmgdrq: the training starts in stage '%s'", get_stage(self.model))
+        runner.logger.info("mmgdrq: the training starts in stage '%s'", state_of(self.model).stage)
         warn_unreached(runner, self.schedule)
 
     def before_val_epoch(self, runner) -> None:
@@ -143,11 +142,12 @@ class GDRQHook(AveragesHook):
             raise ConfigError(
                 f'GDRQHook.{self.given[0]}: the model is built by mmgdrq.Quantized already; put it into model.quant'
             )
-        model.gdrq_led = model.gdrq_clipped = True  # or not clipped, as the hook says so
-        if self.config.stages is None:
-            self.schedule = getattr(model, 'gdrq_schedule', self.schedule)
-        else:
-            model.gdrq_follow = True
+        state = state_of(model)
+        state.led = state.clipped = True  # or not clipped, as the hook says so
+        if self.config.stages is not None:
+            state.follows_checkpoints = True
+        elif state.schedule is not None:
+            self.schedule = state.schedule
 
     def _quantize(self, runner, model: nn.Module) -> Optional[Execution]:
         if getattr(runner, '_has_loaded', False) or type(runner).__name__ == 'FlexibleRunner':
@@ -162,13 +162,15 @@ class GDRQHook(AveragesHook):
     def _enter(self, runner) -> None:
         now = runner.epoch if self.schedule.by_epoch else runner.iter
         stage, frozen = self.schedule.stage_at(now), self.schedule.frozen_at(now)
-        if stage != get_stage(self.model):
-            forget_best(runner, get_stage(self.model))
+        state = state_of(self.model)
+        if stage != state.stage:
+            forget_best(runner, state.stage)
             set_stage(self.model, stage)
             runner.logger.info("mmgdrq: stage '%s' begins", stage)
-        if frozen and not is_frozen(self.model):
+        if frozen and not state.frozen:
             runner.logger.info('mmgdrq: activation ranges and BN statistics are frozen from here on')
-        freeze(self.model, frozen)
+        if frozen != state.frozen:
+            freeze(self.model, frozen)
         if self.projection is not None:
             self.projection.enabled = stage not in UNCLIPPED_STAGES
 

@@ -87,10 +87,8 @@ def test_sync_norm():
     net = block(nn.Conv2d(4, 6, 3))
     net[1] = nn.SyncBatchNorm(6)
     mmgdrq.quantize(net)
-    net[0].train()
+    net.train()
     net[1].eval()
-    net[0].activation_quantizer.observing = True
-    net.training = True
     net(IMAGE)
     randomize_norms(net)
     assert assert_folds(net.eval(), IMAGE).gdrq_folded['0']['norm'] == '1'

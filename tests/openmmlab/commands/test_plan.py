@@ -9,6 +9,7 @@ import pytest
 from mmengine.config import Config
 from mmengine.registry import MODELS
 
+import mmgdrq
 from mmgdrq.errors import ConfigError
 from mmgdrq.openmmlab.commands import plan
 from tests.helpers.toy import ToyModel, toy_config, toy_runner
@@ -39,7 +40,7 @@ def test_the_plan_is_that_of_a_training(case, tmp_path):
     runner = toy_runner(tmp_path, **SETTINGS[case])
     runner.train()
     plan = plan_of(toy_config(tmp_path / 'planned', **SETTINGS[case]))
-    assert plan == runner.model.gdrq_plan
+    assert plan == mmgdrq.state(runner.model).plan
     assert [(row.name, row.weight and row.weight.bits) for row in plan] == [('conv1', 8), ('conv2', 4), ('head', None)]
     assert not (tmp_path / 'planned').exists(), 'nothing is written'
 

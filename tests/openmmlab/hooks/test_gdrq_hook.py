@@ -4,6 +4,7 @@ import pytest
 import torch
 from mmengine.runner import Runner
 
+import mmgdrq
 from mmgdrq.errors import QuantizationError
 from mmgdrq.layers.walk import is_quantized_model
 from tests.helpers.toy import (
@@ -73,8 +74,8 @@ def test_plan_is_logged_once(tmp_path):
     runner.test()
     log = log_of(tmp_path)
     assert log.count('the quantization plan') == 1
-    assert log.count(runner.model.gdrq_plan.summary()) == 1
-    for row in runner.model.gdrq_plan:
+    assert log.count(mmgdrq.state(runner.model).plan.summary()) == 1
+    for row in mmgdrq.state(runner.model).plan:
         assert f'\n{row.name} ' in log
 
 

@@ -1,0 +1,130 @@
+"""The state of a quantized model: its plan, its stage, and what it has said already.
+
+The root and all quantizers hold one object. Stage and freezing are buffers of the root, too, which checkpoints,
+averaged copies and distributed wrappers carry; the object is read from them where they may have changed.
+"""
+
+from collections.abc import Iterable, Iterator
+from typing import Any, Optional
+
+import torch
+from torch import nn
+
+from ..errors import ConfigError
+from ..layers.quantizer import Quantizer
+from ..layers.state import STAGES, ModelState
+from ..planning.plan import Plan
+
+ATTRIBUTE = 'gdrq_state'
+STAGE, FROZEN = 'gdrq_stage', 'gdrq_frozen'
+"""Buffers of the root: the index of the stage, and whether ranges stay as they are."""
+
+
+class QuantizedModelState(ModelState):
+    """What holds for a quantized model as a whole; :func:`mmgdrq.state` gives it.
+
+    Attributes:
+        plan: what is quantized to what, and why the rest is not; None for a model with registered layers alone.
+        follows_checkpoints: whether a loaded checkpoint decides the stage.
+        schedule: when the stages begin, where a config says so.
+        led: whether something leads the model through its stages, where it has to be led.
+        clipped: whether something is there to clip its weights, or nothing has to.
+        log: name of the log that has the plan.
+        layers: number of quantizers, and names of the layers that are float.
+    """
+
+    def __init__(self, plan: Optional[Plan] = None, stage: str = 'quantize', follows_checkpoints: bool = False) -> None:
+        super().__init__(stage)
+        self.managed = True
+        self.plan = plan
+        self.follows_checkpoints = follows_checkpoints
+        self.schedule: Any = None
+        self.led = True
+        self.clipped = True
+        self.log: Optional[str] = None
+        self.layers: tuple[int, frozenset[str]] = (0, frozenset())
+
+
+def is_root(module: nn.Module) -> bool:
+    """Whether ``module`` is a model that :func:`mmgdrq.quantize` has quantized."""
+    state = getattr(module, ATTRIBUTE, None)
+    return state is not None and state.plan is not None
+
+
+def state_of(model: nn.Module, what: str = 'state') -> QuantizedModelState:
+    """The state of a quantized model, such as ``mmgdrq.state(model).plan``.
+
+    Args:
+        model: result of :func:`mmgdrq.quantize`.
+        what: the function that asks, for the message.
+
+    Raises:
+        ConfigError: the model is not quantized.
+
+    >>> import mmgdrq
+    >>> model = mmgdrq.quantize(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 2, 1)))
+    >>> mmgdrq.state(model).stage
+    'quantize'
+    """
+    if not is_root(model):
+        raise ConfigError(f'{what}: the model is not quantized. Call mmgdrq.quantize(model, ...) first')
+    return getattr(model, ATTRIBUTE)
+
+
+def states_in(model: nn.Module) -> Iterator[QuantizedModelState]:
+    """The states of ``model`` and of models inside it."""
+    return (module.__dict__[ATTRIBUTE] for module in model.modules() if ATTRIBUTE in module.__dict__)
+
+
+def adopt(model: nn.Module, modules: Iterable[nn.Module]) -> list[Quantizer]:
+    """Let the quantizers among ``modules`` hold the state of ``model``, but for those of models inside it.
+
+    A part may have been copied, or added later; it then has a state of its own.
+    """
+    state = getattr(model, ATTRIBUTE)
+    inner = [module.__dict__[ATTRIBUTE] for module in modules if ATTRIBUTE in module.__dict__ and module is not model]
+    quantizers = [m for m in modules if isinstance(m, Quantizer) and m.state not in inner]
+    for quantizer in quantizers:
+        if quantizer.state is not state:
+            quantizer.state = state
+    return quantizers
+
+
+def attach_state(model: nn.Module, state: QuantizedModelState) -> None:
+    """Let the root and all quantizers of ``model`` hold ``state``, and add the buffers that keep it."""
+    setattr(model, ATTRIBUTE, state)
+    adopt(model, list(model.modules()))
+    model.register_buffer(STAGE, torch.tensor(STAGES.index(state.stage)))
+    model.register_buffer(FROZEN, torch.tensor(state.frozen))
+    model.register_load_state_dict_post_hook(_after_load)
+
+
+def _after_load(model: nn.Module, incompatible_keys) -> None:
+    missing = incompatible_keys.missing_keys
+    missing[:] = [key for key in missing if key.rpartition('.')[2] != FROZEN]  # older checkpoints do not have it
+    if state_of(model).follows_checkpoints:
+        read_buffers(model)
+    else:
+        write_stage(model)
+        write_frozen(model)
+
+
+def write_stage(model: nn.Module) -> None:
+    """Bring the buffer of the stage up to the state."""
+    getattr(model, STAGE).fill_(STAGES.index(state_of(model).stage))
+
+
+def write_frozen(model: nn.Module) -> None:
+    """Bring the buffer of the freezing up to the state; a folded model has none."""
+    if hasattr(model, FROZEN):
+        getattr(model, FROZEN).fill_(state_of(model).frozen)
+
+
+def read_buffers(model: nn.Module) -> None:
+    """Bring the state up to the buffers of the root, which an average or a load may have changed; asks the device."""
+    if not hasattr(model, STAGE):  # registered layers alone
+        return
+    state = state_of(model)
+    state.stage = STAGES[int(getattr(model, STAGE))]
+    if hasattr(model, FROZEN):  # a folded model has none
+        state.frozen = bool(getattr(model, FROZEN))
