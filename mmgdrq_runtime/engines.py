@@ -5,7 +5,7 @@ import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Optional
+from typing import Optional, Union
 
 import numpy as np
 
@@ -110,7 +110,7 @@ def _open_onnxruntime(package, path: Path, threads: int, optimize: bool):
 
 def _open_openvino(package, path: Path, threads: int, optimize: bool):
     core = package.Core()
-    config = {'INFERENCE_PRECISION_HINT': 'f32'}
+    config: dict[str, Union[str, int]] = {'INFERENCE_PRECISION_HINT': 'f32'}
     if threads:
         config['INFERENCE_NUM_THREADS'] = threads
     compiled = core.compile_model(core.read_model(str(path)), 'CPU', config)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Optional
+from typing import Any, Optional
 
 import torch
 from torch import Tensor, nn
@@ -77,7 +77,7 @@ def format_table(reports: list[LayerReport]) -> str:
 def _report(name: str, layer: nn.Module, sample: Optional[Tensor]) -> LayerReport:
     weights, inputs = layer.weight_quantizer, layer.activation_quantizer
     bits = [q.spec.bits if hasattr(q, 'spec') else 32 for q in (weights, inputs)]
-    values = {}
+    values: dict[str, Any] = {}
     if isinstance(weights, WeightQuantizer):
         values.update(zip(('weight_loss', 'weight_best', 'weight_gap'), _weight(layer.filters().detach(), weights)))
     if isinstance(inputs, ActivationQuantizer) and sample is not None and bool((sample != 0).any()):
@@ -117,8 +117,8 @@ def _input(sample: Tensor, quantizer: ActivationQuantizer) -> tuple[float, float
         threshold = threshold_of(total / count, spec, signed)
     levels, limits = spec.levels(signed), spec.code_limits(signed)
     best = search_range(sample.unsqueeze(0), levels, limits, p=1)[0]
-    losses = [quantized_loss(sample, alpha, levels, limits).item() for alpha in (threshold, best)]
-    return (*losses, gap_to_uniform(sample[sample != 0]).item())
+    loss, least = (float(quantized_loss(sample, alpha, levels, limits)) for alpha in (threshold, best))
+    return loss, least, float(gap_to_uniform(sample[sample != 0]))
 
 
 def _inputs(layers: dict[str, nn.Module], model: nn.Module, run: Callable) -> dict[str, Tensor]:

@@ -1,7 +1,7 @@
 """What all quantized layers share: how quantizers are attached, and how a float layer becomes one."""
 
 from collections.abc import Mapping
-from typing import Any, Optional, Union
+from typing import TYPE_CHECKING, Any, Optional, Union
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +21,13 @@ WeightConfig = Union[None, Mapping[str, Any], WeightSpec]
 ActivationConfig = Union[None, Mapping[str, Any], ActivationSpec]
 
 
-class QuantizedLayer:
+if TYPE_CHECKING:
+    ModuleMixin = nn.Module
+else:  # each layer has the module of torch as another base, and its names of bases are those of the float layer
+    ModuleMixin = object
+
+
+class QuantizedLayer(ModuleMixin):
     """First base of every quantized layer: what the parts that work on the weights of a model may ask of it.
 
     Attributes:
@@ -104,17 +110,17 @@ def attach_quantizers(
     Raises:
         QuantizationError: the layer is on the meta device.
     """
-    weight = make_spec(WeightSpec, weight, 'weight')
-    activation = make_spec(ActivationSpec, activation, 'activation')
+    weight_spec = make_spec(WeightSpec, weight, 'weight')
+    activation_spec = make_spec(ActivationSpec, activation, 'activation')
     filters = layer.filters()
     if filters.is_meta:  # to_empty() would fill what a quantizer knows with whatever lies in memory
         raise QuantizationError(
             f'{name or "a quantized layer"}: its weight is on the meta device, so quantizers hold nothing. Build '
             'the float model there, call model.to_empty(device=...), then mmgdrq.quantize(model, ...), then load'
         )
-    layer.weight_quantizer = WeightQuantizer(weight, filters) if weight.enabled else nn.Identity()
+    layer.weight_quantizer = WeightQuantizer(weight_spec, filters) if weight_spec.enabled else nn.Identity()
     layer.activation_quantizer = (
-        ActivationQuantizer(activation, filters.device) if activation.enabled else nn.Identity()
+        ActivationQuantizer(activation_spec, filters.device) if activation_spec.enabled else nn.Identity()
     )
     state = ModelState()
     for quantizer in (layer.weight_quantizer, layer.activation_quantizer):

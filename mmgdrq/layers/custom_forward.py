@@ -48,15 +48,22 @@ class CustomForward(QuantizedLayer):
     """
 
     def attach(self, *args: Any, **kwargs: Any) -> None:
-        self.computes_weight = not called_operation(self).is_parameter
+        self.computes_weight = not self._call().is_parameter
         super().attach(*args, **kwargs)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        with _Quantizing(self, operation_of(self)):
+        operation = operation_of(self)
+        assert operation is not None
+        with _Quantizing(self, operation):
             return super().forward(*args, **kwargs)
 
     def filters(self) -> Tensor:
-        return called_operation(self).weight if self.computes_weight else self.weight
+        return self._call().weight if self.computes_weight else self.weight
+
+    def _call(self) -> Call:
+        call = called_operation(self)
+        assert call is not None, 'only layers that call one operation become such a layer'
+        return call
 
     def scale_clip_(self) -> None:
         if not self.computes_weight:
@@ -85,13 +92,18 @@ class _Recording(TorchFunctionMode):
 
     def __init__(self, operation: Callable) -> None:
         super().__init__()
-        self.operation, self.weights = operation, []
+        self.operation = operation
+        self.weights: list[Tensor] = []
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         if func is self.operation:
-            _with_operands(args, kwargs, lambda x, weight: (x, self.weights.append(weight)))
+            _with_operands(args, kwargs, self._note)
         return func(*args, **kwargs)
+
+    def _note(self, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+        self.weights.append(weight)
+        return x, weight
 
 
 def _with_operands(args: tuple, kwargs: dict, change: Callable[[Tensor, Tensor], tuple]) -> tuple[tuple, dict]:

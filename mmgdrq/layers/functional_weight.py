@@ -5,7 +5,7 @@ is more than one call of a convolution: adaptive padding, deformable convolution
 """
 
 from functools import cache
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -34,6 +34,8 @@ def lent(layer: nn.Module, **tensors: Tensor) -> nn.Module:
 class Derived:
     """Base of the classes that :func:`derive` makes; copies and pickles know how to make theirs again."""
 
+    derived_from: tuple[type, type, tuple[str, ...]]
+
     def __reduce__(self):
         return _blank, self.derived_from, self.__dict__
 
@@ -55,7 +57,7 @@ def derive(cls: type, behaviour: type, own: tuple[str, ...] = ()) -> type:
 @cache
 def _derived(cls: type, behaviour: type, own: tuple[str, ...]) -> type:
     bases = [base for base in cls.__bases__ if base not in (object, nn.Module) and base not in behaviour.__mro__]
-    namespace = {name: getattr(cls, name) for name in own}
+    namespace: dict[str, Any] = {name: getattr(cls, name) for name in own}
     if own:
         namespace['folds_as'] = None
     namespace.update(__doc__=cls.__doc__, derived_from=(cls, behaviour, own))
@@ -63,8 +65,7 @@ def _derived(cls: type, behaviour: type, own: tuple[str, ...]) -> type:
 
 
 def _blank(cls: type, behaviour: type, own: tuple[str, ...]) -> nn.Module:
-    made = _derived(cls, behaviour, own)
-    return made.__new__(made)
+    return object.__new__(_derived(cls, behaviour, own))
 
 
 class Lending(QuantizedLayer):
@@ -76,12 +77,14 @@ class Lending(QuantizedLayer):
     def forward(self, input: Any, *args: Any, **kwargs: Any) -> Any:
         weight, x = self.lendable(), self.quantized_input(input)
         if torch.compiler.is_compiling():  # it cannot trace the copy, and one thread traces at a time
-            kept, self._parameters['weight'] = self._parameters['weight'], weight
+            parameters: dict[str, Any] = self._parameters
+            kept, parameters['weight'] = parameters['weight'], weight
             try:
                 return super().forward(x, *args, **kwargs)
             finally:
-                self._parameters['weight'] = kept
-        return super(Lending, lent(self, weight=weight)).forward(x, *args, **kwargs)
+                parameters['weight'] = kept
+        twin = cast(Lending, lent(self, weight=weight))
+        return super(Lending, twin).forward(x, *args, **kwargs)
 
     def lendable(self) -> Tensor:
         """The fake-quantized weight, in the shape of the parameter."""

@@ -1,5 +1,7 @@
 """Convolutions with weight standardization: standardize first, then quantize what the convolution uses."""
 
+from typing import cast
+
 import torch
 from torch import Tensor
 
@@ -46,13 +48,14 @@ class SAConv2d(_Standardized):
     has_one_weight = False
 
     def filters(self) -> Tensor:
-        return super()._get_weight(self.weight)
+        return super()._get_weight(self.weight)  # type: ignore[misc]  # of mmcv's class, a later base
 
     def _get_weight(self, weight: Tensor) -> Tensor:
-        return self.weight_quantizer(super()._get_weight(weight))
+        return self.weight_quantizer(super()._get_weight(weight))  # type: ignore[misc]
 
     def forward(self, x: Tensor) -> Tensor:
         small = self.filters()
         # the float layer adds the difference to the quantized small weight
         difference = self.weight_quantizer(small + self.weight_diff) - self.weight_quantizer(small)
-        return super(_Standardized, lent(self, weight_diff=difference)).forward(x)
+        twin = cast(_Standardized, lent(self, weight_diff=difference))
+        return super(_Standardized, twin).forward(x)

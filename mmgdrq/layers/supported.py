@@ -37,7 +37,7 @@ class Replacement:
     float_input: str = ''
 
 
-PLAIN: dict[type, tuple[str, type]] = {
+PLAIN: dict[type[nn.Module], tuple[str, type]] = {
     nn.Conv1d: ('conv', Conv1d),
     nn.Conv2d: ('conv', Conv2d),
     nn.Conv3d: ('conv', Conv3d),
@@ -144,9 +144,9 @@ def replacements(model: nn.Module) -> dict[str, Replacement]:
     for prefix, parent in model.named_modules():
         for child, _ in _reads(parent):
             name = f'{prefix}.{child}' if prefix else child
-            if found.get(name) is not None:
-                kind = found[name].kind
-                found[name] = Replacement(kind, ReadLinear if kind == 'linear' else ReadConv2d)
+            own = found.get(name)
+            if own is not None:
+                found[name] = Replacement(own.kind, ReadLinear if own.kind == 'linear' else ReadConv2d)
     return {name: how for name, how in found.items() if how is not None}
 
 
@@ -191,7 +191,7 @@ def read_reasons(model: nn.Module) -> dict[str, str]:
     return reasons
 
 
-def _listed(paths: Container[str], module: nn.Module) -> Optional[type]:
+def _listed(paths: Container[str], module: nn.Module) -> Optional[type[nn.Module]]:
     """The class of a module, or else its nearest base, that is listed by its full name; None where none is."""
     return next((cls for cls in type(module).__mro__ if class_path(cls) in paths), None)
 
@@ -224,7 +224,7 @@ def _is_constant(layer: nn.Module) -> bool:
     return len(values) > 2 and torch.equal(values, torch.arange(len(values)).to(values))
 
 
-def _same_forward(cls: type, base: type) -> bool:
+def _same_forward(cls: type[nn.Module], base: type[nn.Module]) -> bool:
     return cls.forward is base.forward and getattr(cls, '_conv_forward', 0) is getattr(base, '_conv_forward', 0)
 
 

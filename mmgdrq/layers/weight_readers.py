@@ -2,11 +2,11 @@
 
 from functools import cache
 from inspect import signature
-from typing import Any, Optional
+from typing import Any, Optional, cast
 
 from torch import nn
 
-from .base import QuantizedLayer, is_quantized
+from .base import ModuleMixin, QuantizedLayer, is_quantized
 from .functional_weight import derive, lent
 
 Reads = tuple[tuple[str, Optional[str]], ...]
@@ -21,20 +21,20 @@ class ReadConv2d(QuantizedLayer, nn.Conv2d):
     """An ``nn.Conv2d`` whose parent applies its weight; the parent asks its quantizers."""
 
 
-class WeightReader:
+class WeightReader(ModuleMixin):
     """Runs the float module's forward pass with quantized inputs, on a copy whose children hold quantized weights."""
 
     reads: Reads = ()
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        inputs = {**dict(zip(_argument_names(type(self)), args)), **kwargs}
-        reader = self
+        inputs: dict[Any, Any] = {**dict(zip(_argument_names(type(self)), args)), **kwargs}
+        reader: nn.Module = self
         for name, argument in self.reads:
             child = self.get_submodule(name)
             if is_quantized(child):
                 reader = _with_child(reader, name, lent(child, weight=child.weight_quantizer(child.weight)))
                 inputs[argument] = child.activation_quantizer(inputs[argument])
-        return super(WeightReader, reader).forward(**inputs)
+        return super(WeightReader, cast(WeightReader, reader)).forward(**inputs)
 
 
 def _with_child(parent: nn.Module, name: str, child: nn.Module) -> nn.Module:
@@ -48,11 +48,11 @@ def _with_child(parent: nn.Module, name: str, child: nn.Module) -> nn.Module:
 
 
 @cache
-def _argument_names(cls: type) -> tuple[str, ...]:
+def _argument_names(cls: Any) -> tuple[str, ...]:
     return tuple(signature(cls.derived_from[0].forward).parameters)[1:]
 
 
 def read_quantized(parent: nn.Module, reads: Reads) -> None:
     """Let ``parent`` read the quantized weights of its children, in place."""
-    parent.reads = reads
     parent.__class__ = derive(type(parent), WeightReader)
+    cast(WeightReader, parent).reads = reads

@@ -42,7 +42,7 @@ def allow_mmengine_checkpoints() -> None:
 
 
 def _allowed() -> list[Any]:
-    functions = np.ones(1).__reduce__()[0], np.float64(1).__reduce__()[0]  # _reconstruct and scalar
+    functions: list[Any] = [np.ones(1).__reduce__()[0], np.float64(1).__reduce__()[0]]  # _reconstruct and scalar
     named: list[tuple[Any, str]] = [(restricted_getattr, 'builtins.getattr')]
     for package in ('numpy.core.multiarray', 'numpy._core.multiarray'):
         named += [(function, f'{package}.{function.__name__}') for function in functions]

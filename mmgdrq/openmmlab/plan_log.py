@@ -1,5 +1,7 @@
 """The plan of a quantized model in the log."""
 
+from dataclasses import replace
+
 from mmengine.logging import MMLogger
 from torch import nn
 
@@ -24,5 +26,5 @@ def registered_plan(model: nn.Module) -> Plan:
 
 def _as_it_is(row: PlanRow) -> PlanRow:
     if row.built:
-        return row.quantized_to(row.weight, row.activation, 'registered')
+        return replace(row, reason='registered')
     return row.in_float('not registered' if row.quantized else row.reason)

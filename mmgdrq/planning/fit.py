@@ -38,5 +38,5 @@ def _check_row(row: PlanRow, own: PlanRow) -> None:
         raise ConfigError(f"plan: '{row.name}' cannot be quantized: {own.reason}. {REMEDY}")
     if row.built and (row.weight, row.activation) != (own.weight, own.activation):
         raise ConfigError(f"plan: '{row.name}' is a quantized layer already, with other specs. {REMEDY}")
-    if row.quantized and own.float_input and row.activation.enabled:
+    if own.float_input and row.enabled[1]:
         raise ConfigError(f"plan: '{row.name}' cannot have a quantized activation: {own.float_input}. {REMEDY}")

@@ -66,7 +66,7 @@ class Plan(list[PlanRow]):
         """One line: how many layers and weights are quantized, and how many bits a weight has."""
         total = sum(row.parameters for row in self)
         bits = sum(row.parameters * row.bits for row in self)
-        share = sum(row.parameters for row in self.quantized if row.weight.enabled) / max(total, 1)
+        share = sum(row.parameters for row in self if row.enabled[0]) / max(total, 1)
         return (
             f'{len(self.quantized)} of {len(self)} weight layers quantized, {_percent(share)} of '
             f'{total:,} weights, {bits / max(total, 1):.2f} bits per weight on average'
@@ -119,14 +119,14 @@ class Plan(list[PlanRow]):
 
 def settle(row: PlanRow) -> PlanRow:
     """A row whose weight and activation both have 32 bits is one that stays as it is."""
-    if row.built or not row.quantized or row.weight.enabled or row.activation.enabled:
+    if row.built or not row.quantized or any(row.enabled):
         return row
     return row.in_float(f'32 bits asked; {row.reason}'.removesuffix('; '))
 
 
 def _with_values(where: str, weight: Override, activation: Override, values: Mapping[str, Any]) -> dict[str, Override]:
     """The overrides of weight and activation, with single values added to them."""
-    overrides = dict(weight=weight, activation=activation)
+    overrides: dict[str, Any] = dict(weight=weight, activation=activation)
     specs = dict(weight=WeightSpec, activation=ActivationSpec)
     valid = {f'{part}_{field.name}': (part, field.name) for part, spec in specs.items() for field in fields(spec)}
     for name, value in values.items():

@@ -7,7 +7,7 @@ from torch import nn
 
 from ..layers import built_specs, is_quantized
 from ..quant import ActivationSpec, WeightSpec, override_spec
-from ..quant.specs import FLOAT_BITS
+from ..quant.specs import FLOAT_BITS, AnySpec
 from .first_layers import Layers, from_the_image_on, image_layers
 from .frozen_layers import frozen_layers
 from .plan import Plan, settle
@@ -69,7 +69,9 @@ def first_and_last(model: nn.Module, layers: list[WeightLayer], example: Optiona
     return reasons
 
 
-def _traced(model: nn.Module, layers: list[WeightLayer], modules: Layers, example: Example):
+def _traced(
+    model: nn.Module, layers: list[WeightLayer], modules: Layers, example: Example
+) -> tuple[dict[str, str], Layers]:
     """Reasons of the layers that read the input, and all in the order in which they run."""
     reads = layers_that_read_the_input(model, example, {layer.names[0]: layer.module for layer in layers})
     first = {name: TRACED for name, reading in reads.items() if reading and name in modules}
@@ -106,5 +108,5 @@ def _row(layer: WeightLayer, weight: WeightSpec, activation: ActivationSpec, rea
     return row.quantized_to(weight, activation)
 
 
-def _at_least_8_bits(spec, where: str):
+def _at_least_8_bits(spec: AnySpec, where: str) -> AnySpec:
     return changed_spec(spec, {'bits': FIRST_AND_LAST_BITS}, where) if spec.bits < FIRST_AND_LAST_BITS else spec

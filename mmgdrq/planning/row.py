@@ -47,6 +47,11 @@ class PlanRow:
         return self.weight is not None
 
     @property
+    def enabled(self) -> tuple[bool, bool]:
+        """Whether its weight and whether its activation have fewer than 32 bits."""
+        return self.weight is not None and self.weight.enabled, self.activation is not None and self.activation.enabled
+
+    @property
     def changeable(self) -> bool:
         """Whether rules can change what the layer is quantized to."""
         return not self.built and self.specs is not None

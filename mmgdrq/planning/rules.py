@@ -7,7 +7,7 @@ from typing import Any, Optional, Union
 
 from ..errors import ConfigError, nearest, unknown_key
 from ..quant import ActivationSpec, WeightSpec, make_spec, override_spec
-from ..quant.specs import FLOAT_BITS
+from ..quant.specs import FLOAT_BITS, AnySpec
 from .row import PlanRow
 
 KINDS = ('conv', 'linear')
@@ -159,7 +159,7 @@ def _apply_to(row: PlanRow, rule: Rule, where: str) -> PlanRow:
     return row.quantized_to(weight, activation, reason)
 
 
-def changed_spec(spec, config: Override, where: str):
+def changed_spec(spec: AnySpec, config: Override, where: str) -> AnySpec:
     """Override a spec. A ``k`` stays with the bits, rule and grid it was given for: others have their default."""
     changed = override_spec(spec, config, where)
     if changed.k_belongs_to != spec.k_belongs_to and isinstance(config, Mapping) and 'k' not in config:

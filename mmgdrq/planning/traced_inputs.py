@@ -54,7 +54,7 @@ def layers_that_read_the_input(model: nn.Module, example: Example, layers: Mappi
     Raises:
         ConfigError: no layer reads a tensor of the example.
     """
-    followed, found = _Followed(), {}
+    followed, found = _Followed(), dict[str, bool]()
 
     def enter(name: str):
         def hook(layer, args, kwargs):

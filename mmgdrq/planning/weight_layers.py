@@ -62,12 +62,11 @@ def own_weights(module: nn.Module) -> list[Tensor]:
     """The weights of a module itself that have two or more dimensions."""
     if isinstance(module, (nn.Embedding, Projection)):
         return []
+    names = ['weight']
     if isinstance(module, nn.MultiheadAttention):
-        names = ('in_proj_weight', 'q_proj_weight', 'k_proj_weight', 'v_proj_weight')
-    else:
-        names = ('weight',)
-    weights = [getattr(module, name, None) for name in names]
-    weights = [weight for weight in weights if isinstance(weight, Tensor)]
+        names = ['in_proj_weight', 'q_proj_weight', 'k_proj_weight', 'v_proj_weight']
+    found = [getattr(module, name, None) for name in names]
+    weights: list[Tensor] = [weight for weight in found if isinstance(weight, Tensor)]
     if not weights:
         weights = [weight for name, weight in module.named_parameters(recurse=False) if _WEIGHT.search(name)]
     return [weight for weight in weights if weight.dim() >= 2]

@@ -7,7 +7,7 @@ uniform distribution.
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Optional, Union
+from typing import Any, Optional, TypeVar, Union
 
 from ..errors import ConfigError, unknown_key
 
@@ -222,9 +222,10 @@ class ActivationSpec:
 
 
 Spec = Union[WeightSpec, ActivationSpec]
+AnySpec = TypeVar('AnySpec', WeightSpec, ActivationSpec)
 
 
-def make_spec(cls: type, config: Union[Mapping[str, Any], Spec, None], where: str) -> Spec:
+def make_spec(cls: type[AnySpec], config: Union[Mapping[str, Any], Spec, None], where: str) -> AnySpec:
     """Build a spec from a config dict; None gives the defaults, a spec is passed through.
 
     Args:
@@ -241,7 +242,7 @@ def make_spec(cls: type, config: Union[Mapping[str, Any], Spec, None], where: st
     return override_spec(cls(), config, where)
 
 
-def override_spec(spec: Spec, config: Union[Mapping[str, Any], Spec, None], where: str) -> Spec:
+def override_spec(spec: AnySpec, config: Union[Mapping[str, Any], Spec, None], where: str) -> AnySpec:
     """Return ``spec`` with the values of ``config`` in place of its own.
 
     Raises:

@@ -28,7 +28,8 @@ def convert(model: nn.Module, plan: Plan, stage: str = 'quantize', follow_checkp
     modules = dict(model.named_modules())
     found = replacements(model)
     for row in plan.pending:
-        quantize_layer(modules[row.name], found[row.name].cls, row.weight, row.activation, row.name)
+        assert row.specs, row
+        quantize_layer(modules[row.name], found[row.name].cls, *row.specs, row.name)
     call_projections(model)
     let_parents_read(model)
     set_lean_relu(model)

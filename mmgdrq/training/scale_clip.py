@@ -75,8 +75,8 @@ class ScaleClip:
 
 
 def _project(layer: nn.Module, skipped: Optional[Tensor]) -> None:
-    before = None if skipped is None else layer.stored_weight().detach().clone()
+    before = layer.stored_weight().detach().clone() if skipped is not None else None
     layer.scale_clip_()
-    if before is not None:
+    if before is not None and skipped is not None:
         weight = layer.stored_weight().detach()
         weight.copy_(torch.where(skipped.to(weight.device) > 0, before, weight))

@@ -69,10 +69,10 @@ def at_eight(model):
 
 
 class Unusual(nn.Conv2d):
-    """A convolution with a forward pass of its own."""
+    """A convolution with a forward pass of its own, which convolves twice."""
 
     def forward(self, input):
-        return super().forward(input.abs())
+        return super().forward(input) + super().forward(input.abs())
 
 
 class Renamed(nn.Conv2d):

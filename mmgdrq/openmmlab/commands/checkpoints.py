@@ -4,7 +4,7 @@ import os.path as osp
 import re
 import zipfile
 from pathlib import Path
-from typing import Optional
+from typing import Optional, Union
 
 from mmengine.config import Config
 
@@ -72,7 +72,7 @@ def check_start(cfg: Config) -> None:
     check_checkpoint(path)
 
 
-def damage_of(path: str) -> str:
+def damage_of(path: Union[str, Path]) -> str:
     """What is wrong with a checkpoint file, as far as its frame shows; empty if nothing."""
     with open(path, 'rb') as stream:
         start = stream.read(2)

@@ -4,7 +4,7 @@ import argparse
 import json
 import os.path as osp
 from collections.abc import Sequence
-from typing import Optional
+from typing import Any, Optional
 
 from mmgdrq_runtime.engines import ENGINES
 
@@ -40,10 +40,10 @@ def parse_args(arguments: Optional[Sequence[str]] = None) -> argparse.Namespace:
 
 def draw_predictions(cfg, args: argparse.Namespace) -> None:
     """Switch on the visualization hook that the config's OpenMMLab package provides, for every image."""
-    hook = (cfg.get('default_hooks') or {}).get('visualization') or HOOKS.get(cfg.get('default_scope'))
-    if hook is None:
+    found = (cfg.get('default_hooks') or {}).get('visualization') or HOOKS.get(cfg.get('default_scope'))
+    if found is None:
         raise ConfigError('--show/--show-dir: the config has no default_hooks.visualization to draw with')
-    hook = dict(hook)
+    hook: dict[str, Any] = dict(found)
     folder = osp.abspath(args.show_dir) if args.show_dir else None
     hook.update(show=args.show, wait_time=args.wait_time)
     kind = class_name(hook.get('type'))

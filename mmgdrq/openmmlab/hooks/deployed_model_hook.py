@@ -3,6 +3,7 @@
 from typing import Optional
 
 from mmengine.hooks import Hook
+from torch import nn
 
 from ...deploy import load_folded, plug_engine
 from ...registry import HOOKS
@@ -23,7 +24,7 @@ class DeployedModelHook(Hook):
 
     def __init__(self, path: str, engine: Optional[str] = None) -> None:
         self.path, self.engine = path, engine
-        self.model = None
+        self.model: Optional[nn.Module] = None
 
     def before_run(self, runner) -> None:
         """Fold the layers and load their tensors, once."""

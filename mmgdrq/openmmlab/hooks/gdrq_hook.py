@@ -65,7 +65,9 @@ class GDRQHook(AveragesHook):
         deploy: Optional[str] = None,
         **unknown: Any,
     ) -> None:
-        asked = dict(weight=weight, activation=activation, rules=rules, stages=stages, scale_clip=scale_clip)
+        asked: dict[str, Any] = dict(
+            weight=weight, activation=activation, rules=rules, stages=stages, scale_clip=scale_clip
+        )
         asked.update(execution=execution, deploy=deploy, **unknown)
         self.config = QuantConfig.from_config(asked, 'GDRQHook', others=['priority'])
         self.schedule = self.config.schedule
@@ -178,7 +180,7 @@ class GDRQHook(AveragesHook):
 def _refuse_learned(plan: Plan) -> None:
     for row in plan.pending:
         for key, spec in (('weight', row.weight), ('activation', row.activation)):
-            if spec.enabled and spec.range == 'learned':
+            if spec is not None and spec.enabled and spec.range == 'learned':
                 raise ConfigError(
                     f"GDRQHook: range='learned' for the {key} of '{row.name}' adds parameters, but the "
                     'optimizer exists before hooks run. Use the builder: '
