@@ -17,6 +17,7 @@ from mmgdrq.openmmlab.builder import QUANT_KEYS
 from mmgdrq.openmmlab.commands.plan import plan_of
 from mmgdrq.quant import ActivationSpec, WeightSpec, quantized_loss, search_range
 from mmgdrq.quantized_model.execution import Execution
+from mmgdrq.training.distillation import Distillation
 from mmgdrq.training.schedule import Schedule
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -71,6 +72,8 @@ def test_the_full_configs_have_every_key(configs):
         assert type(default)(**hook[key]) == default
         assert list(hook[key]) == names(type(default))
     assert list(hook.stages) == names(Schedule)
+    assert list(hook.distill) == names(Distillation) == list(rows(USAGE, 'key of `distill`'))
+    assert Distillation(**hook.distill) == Distillation()
 
 
 def test_the_table_has_the_keys_and_defaults_of_hook_and_builder():
@@ -95,11 +98,15 @@ def test_the_tables_of_specs_and_stages_have_their_keys():
 
 def test_the_examples_in_plain_torch_run(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    training, planning = [block for block in BLOCKS if block not in CONFIGS]
+    distilling, training, planning = [block for block in BLOCKS if block not in CONFIGS]
     space: dict = {}
     exec(training, space)
     assert '3 of 3 weight layers quantized' in capsys.readouterr().out
     assert len([name for name, _ in space['model'].named_parameters() if 'activation_quantizer' in name]) == 3
+    space = {}
+    exec(distilling, space)
+    assert space['loss'].requires_grad
+    assert list(space['distiller'].losses) == ['logits']
     space = {}
     exec(planning, space)
     assert 'reads the input (traced)' in capsys.readouterr().out

@@ -9,6 +9,7 @@ from ..errors import ConfigError, unknown_key
 from ..planning.rules import Rule, make_rules
 from ..quant import ActivationSpec, WeightSpec, make_spec
 from ..quantized_model.execution import Execution
+from ..training.distillation.settings import Distillation
 from ..training.schedule import Schedule
 
 
@@ -24,6 +25,7 @@ class QuantConfig:
         scale_clip: project the weights after every optimizer step, except in the float stage.
         execution: how the model computes, not what; None: as it does by default.
         deploy: the engine whose results the model computes, see :func:`mmgdrq.deploy.simulate`; None: none.
+        distill: how the float network teaches the quantized one; None: it does not.
 
     Raises:
         ConfigError: a bad value, or an unknown key of a part; it names the key and the nearest valid one.
@@ -42,6 +44,7 @@ class QuantConfig:
     scale_clip: bool = True
     execution: Optional[Execution] = None
     deploy: Optional[str] = None
+    distill: Optional[Distillation] = None
 
     def __post_init__(self) -> None:
         made = dict(
@@ -49,6 +52,7 @@ class QuantConfig:
             activation=make_spec(ActivationSpec, self.activation, 'activation'),
             rules=make_rules(self.rules),
             stages=None if self.stages is None else Schedule.from_config(self.stages),
+            distill=None if self.distill is None else Distillation.from_config(self.distill),
             execution=None if self.execution is None else Execution.from_config(self.execution),
         )
         for key, value in made.items():

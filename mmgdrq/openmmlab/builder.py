@@ -17,8 +17,8 @@ from ..quantized_model.state import state_of
 from ..registry import MODELS
 from .plan_log import log_plan
 
-QUANT_KEYS = [key for key in KEYS if key != 'scale_clip']
-"""Keys of ``quant``: all but that of the hook, which alone can clip weights."""
+QUANT_KEYS = [key for key in KEYS if key not in ('scale_clip', 'distill')]
+"""Keys of ``quant``: all but those of the hook, which alone sees the training."""
 
 for layer in (Conv1d, Conv2d, Conv3d, ConvTranspose1d, ConvTranspose2d, ConvTranspose3d, Linear):
     MODELS.register_module(module=layer)

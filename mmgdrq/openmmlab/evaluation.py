@@ -7,7 +7,7 @@ from mmengine.runner import load_checkpoint
 from torch import nn
 
 from ..errors import CheckpointError, ConfigError
-from ..layers import quantized_layers
+from ..layers import is_quantized_model
 from .building import build_model, model_config
 from .config_parts import without_weights
 
@@ -21,24 +21,38 @@ def evaluate(runner, model: nn.Module) -> dict[str, float]:
         runner.model = own
 
 
-def load_float_model(cfg: Mapping[str, Any], checkpoint: str) -> nn.Module:
-    """The float model that a config quantizes, with weights of its own.
+def build_float_model(cfg: Mapping[str, Any], where: str) -> nn.Module:
+    """The float model that a config quantizes, with weights as they are when it is built.
 
     Args:
         cfg: the whole config; its ``model`` is made by ``mmgdrq.Quantized`` or quantized by the hook.
-        checkpoint: file or URL of float weights.
+        where: option or key that errors name.
 
     Raises:
         ConfigError: the config quantizes a part of the model by ``conv_cfg``, so that no float model is in it.
-        CheckpointError: the weights do not fit.
     """
     config = without_weights(model_config(cfg))
     if 'base_type' in config:
         config['type'] = config.pop('base_type')
         config.pop('quant', None)
     model = build_model(config)
-    if any(True for _ in quantized_layers(model)):
-        raise ConfigError('--float: the config quantizes layers by conv_cfg, so it has no float model to compare with')
+    if is_quantized_model(model):
+        raise ConfigError(f'{where}: the config quantizes layers by conv_cfg, so it has no float model to compare with')
+    return model
+
+
+def load_float_model(cfg: Mapping[str, Any], checkpoint: str) -> nn.Module:
+    """The float model that a config quantizes, with weights of its own.
+
+    Args:
+        cfg: see :func:`build_float_model`.
+        checkpoint: file or URL of float weights.
+
+    Raises:
+        ConfigError: see :func:`build_float_model`.
+        CheckpointError: the weights do not fit.
+    """
+    model = build_float_model(cfg, '--float')
     try:
         load_checkpoint(model, checkpoint, map_location='cpu', strict=True)
     except RuntimeError as error:

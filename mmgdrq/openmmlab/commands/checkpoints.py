@@ -10,6 +10,7 @@ from mmengine.config import Config
 
 from ...deploy import is_deployed
 from ...errors import CheckpointError, ConfigError
+from ..config_parts import class_name
 from .runners import add_hook
 
 
@@ -116,6 +117,14 @@ def _checkpoints_of(folder: Path) -> list[Path]:
     except (OSError, ValueError):
         return saved
     return [named, *(path for path in saved if path.name != named.name)] if named.is_file() else saved
+
+
+def name_teacher(cfg: Config) -> None:
+    """Let the teacher of a distillation have the weights that the training starts from, when it is resumed as well."""
+    for hook in cfg.get('custom_hooks') or []:
+        distill = hook.get('distill')
+        if class_name(hook.get('type')) == 'GDRQHook' and isinstance(distill, dict) and cfg.get('load_from'):
+            hook['distill'] = {'checkpoint': cfg.load_from, **distill}
 
 
 def save_whole_checkpoints(cfg: Config) -> None:

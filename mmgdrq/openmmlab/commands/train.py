@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Sequence
 from typing import Optional
 
-from .checkpoints import check_start, resume_latest, save_whole_checkpoints
+from .checkpoints import check_start, name_teacher, resume_latest, save_whole_checkpoints
 from .checks import check_amp, check_data
 from .options import add_common_options, load_config
 from .runners import add_hook, build_runner
@@ -36,6 +36,7 @@ def main(arguments: Optional[Sequence[str]] = None) -> None:
     check_amp(cfg)
     if args.auto_scale_lr:
         cfg.merge_from_dict({'auto_scale_lr.enable': True})
+    name_teacher(cfg)
     if args.resume == 'auto':
         resume_latest(cfg)
     elif args.resume:

@@ -24,6 +24,7 @@ from ..checkpoint_code import drop_code
 from ..optimizers import optimizers_of
 from ..plan_log import log_plan
 from ..stage_log import warn_unreached, warn_unrounded
+from ..teacher import RunTeacher
 from ..wrappers import refuse_sharding, unwrap
 from .range_check_hook import RangeCheckHook
 
@@ -46,6 +47,8 @@ class GDRQHook(AveragesHook):
         execution: dict of :class:`~mmgdrq.quantized_model.execution.Execution`: how the model computes, not what.
         deploy: ``'onnxruntime'`` lets the model compute, in training and evaluation, what that engine will:
             see :func:`mmgdrq.deploy.simulate`.
+        distill: dict of :class:`~mmgdrq.training.distillation.Distillation`: the float network teaches the
+            quantized one.
 
     Raises:
         ConfigError: an unknown key, a bad value, a rule that matches nothing.
@@ -63,18 +66,20 @@ class GDRQHook(AveragesHook):
         scale_clip: bool = True,
         execution: Optional[Mapping[str, Any]] = None,
         deploy: Optional[str] = None,
+        distill: Optional[Mapping[str, Any]] = None,
         **unknown: Any,
     ) -> None:
         asked: dict[str, Any] = dict(
             weight=weight, activation=activation, rules=rules, stages=stages, scale_clip=scale_clip
         )
-        asked.update(execution=execution, deploy=deploy, **unknown)
+        asked.update(execution=execution, deploy=deploy, distill=distill, **unknown)
         self.config = QuantConfig.from_config(asked, 'GDRQHook', others=['priority'])
         self.schedule = self.config.schedule
         self.given = [key for key in ('weight', 'activation', 'rules') if asked[key]]
         self.range_check = RangeCheckHook()
         self.model: Optional[nn.Module] = None
         self.projection: Optional[ScaleClip] = None
+        self.teacher = None if self.config.distill is None else RunTeacher(self.config.distill)
 
     def before_run(self, runner) -> None:
         """Quantize the model, once; checkpoints are loaded after this."""
@@ -84,6 +89,8 @@ class GDRQHook(AveragesHook):
             return
         self.model = model
         _refuse_bypasses(runner)
+        if self.teacher is not None:
+            self.teacher.take(runner, model)
         if is_root(model):
             self._manage_built(model)
             execution = finish(model, self.config)
@@ -116,8 +123,15 @@ class GDRQHook(AveragesHook):
                 self.projection.attach(optimizer)
         super().before_train(runner)
         self._enter(runner)
+        if self.teacher is not None:
+            self.teacher.begin(runner, self.model)
         runner.logger.info("mmgdrq: the training starts in stage '%s'", state_of(self.model).stage)
         warn_unreached(runner, self.schedule)
+
+    def after_train(self, runner) -> None:
+        """End the distillation."""
+        if self.teacher is not None:
+            self.teacher.end()
 
     def before_val_epoch(self, runner) -> None:
         """Say what is not rounded in this stage."""
