@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ..errors import ExportError
 from ..layers import activation_quantizers
+from ..layers.walk import all_modules
 from ..quantized_model.dense_parts import Part, parts_of
 from ..quantized_model.stages import set_stage
 from .export.writer import export
@@ -74,7 +75,7 @@ def made_up_run(model: nn.Module) -> Run:
     Raises:
         ExportError: no size of image suits the model.
     """
-    channels = next((m.in_channels for m in model.modules() if isinstance(m, nn.Conv2d)), 3)
+    channels = next((m.in_channels for m in all_modules(model) if isinstance(m, nn.Conv2d)), 3)
     errors = []
     for size in SIZES:
         image = torch.rand(2, channels, size, size)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from ..errors import QuantizationError
 from ..quant import ActivationSpec, WeightSpec, scale_clip_
 from .base import ActivationConfig, QuantizedLayer, WeightConfig, is_quantized, quantize_layer
+from .walk import all_modules
 
 PROJECTIONS = ('q_proj', 'k_proj', 'v_proj')
 """The quantized parts of a ``MultiheadAttention``, beside its ``out_proj``."""
@@ -140,6 +141,6 @@ def _additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
 
 def call_projections(model: nn.Module) -> None:
     """Let every float attention whose ``out_proj`` is quantized call it; its other projections stay in float."""
-    for module in model.modules():
+    for module in all_modules(model):
         if type(module) is nn.MultiheadAttention and is_quantized(module.out_proj):
             quantize_layer(module, MultiheadAttention, WeightSpec(bits=32), ActivationSpec(bits=32), '')

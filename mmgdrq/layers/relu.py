@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from ..quant import relu
+from .walk import all_modules
 
 
 class LeanReLU(nn.ReLU):
@@ -27,7 +28,7 @@ def set_lean_relu(model: nn.Module, lean: bool = True) -> int:
     Returns:
         the number of modules that are lean now.
     """
-    for module in model.modules():
+    for module in all_modules(model):
         if type(module) in (nn.ReLU, LeanReLU):
             module.__class__ = LeanReLU if lean else nn.ReLU
-    return sum(isinstance(module, LeanReLU) for module in model.modules())
+    return sum(isinstance(module, LeanReLU) for module in all_modules(model))

@@ -19,6 +19,7 @@ from .functional_weight import Lending, derive
 from .linear import Linear
 from .standardized import ConvAWS2d, ConvWS2d, SAConv2d
 from .transposed import ConvTranspose1d, ConvTranspose2d, ConvTranspose3d
+from .walk import all_modules
 from .weight_readers import ReadConv2d, ReadLinear, Reads, read_quantized
 
 
@@ -152,7 +153,7 @@ def replacements(model: nn.Module) -> dict[str, Replacement]:
 
 def let_parents_read(model: nn.Module) -> None:
     """Let the parents that read weights of quantized children read the quantized ones."""
-    for parent in list(model.modules()):
+    for parent in list(all_modules(model)):
         reads = _reads(parent)
         if any(is_quantized(parent.get_submodule(child)) for child, _ in reads):
             read_quantized(parent, reads)

@@ -12,6 +12,7 @@ from ..config.apply import apply_config
 from ..config.quant_config import KEYS, QuantConfig
 from ..errors import ConfigError, unknown_key
 from ..layers import Conv1d, Conv2d, Conv3d, ConvTranspose1d, ConvTranspose2d, ConvTranspose3d, Linear, WeightQuantizer
+from ..layers.walk import all_modules
 from ..quantized_model.stages import need_leader
 from ..quantized_model.state import state_of
 from ..registry import MODELS
@@ -78,7 +79,7 @@ def _build_float(base_type: str, config: Mapping[str, Any]) -> nn.Module:
 
 def _announce_training(model: nn.Module) -> None:
     """Let ``model`` log its plan when it begins to train, and warn where nothing is there to clip its weights."""
-    state_of(model).clipped = not any(isinstance(module, WeightQuantizer) for module in model.modules())
+    state_of(model).clipped = not any(isinstance(module, WeightQuantizer) for module in all_modules(model))
     model.register_forward_pre_hook(_announce)
 
 

@@ -4,6 +4,7 @@ from mmengine.model import BaseTTAModel, is_model_wrapper
 from torch import nn
 
 from ..errors import ConfigError
+from ..layers.walk import all_modules
 
 SHARDING = (
     'FSDPModule',
@@ -27,7 +28,7 @@ def refuse_sharding(model: nn.Module) -> None:
     Raises:
         ConfigError: names the wrapper.
     """
-    for module in model.modules():
+    for module in all_modules(model):
         kinds = [cls.__name__ for cls in type(module).__mro__ if cls.__name__ in SHARDING]
         if kinds:
             raise ConfigError(

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..errors import ConfigError
+from ..layers.walk import all_modules
 
 Example = Union[Tensor, tuple, Mapping[str, Any], Callable[[nn.Module], Any]]
 """An input of a model: a tensor, a tuple of arguments, a dict of keyword arguments, or a function that runs it."""
@@ -105,7 +106,7 @@ def tensors_in(values: Any) -> Iterator[Tensor]:
 
 @contextmanager
 def _evaluating(model: nn.Module) -> Iterator[None]:
-    modes = [(module, module.training) for module in model.modules()]
+    modes = [(module, module.training) for module in all_modules(model)]
     for module, _ in modes:
         module.training = False
     try:

@@ -5,6 +5,8 @@ from contextlib import contextmanager
 
 from torch import nn
 
+from ..layers.walk import all_modules
+
 
 @contextmanager
 def in_training(model: nn.Module) -> Iterator[None]:
@@ -20,11 +22,11 @@ def in_training(model: nn.Module) -> Iterator[None]:
     >>> model[0].training
     False
     """
-    if not any(_trains_its_own_way(module) for module in model.modules()):
+    if not any(_trains_its_own_way(module) for module in all_modules(model)):
         yield
         return
     was_training = model.training
-    modules = [(module, module.training, dict(vars(module))) for module in model.modules()]
+    modules = [(module, module.training, dict(vars(module))) for module in all_modules(model)]
     trained = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     try:
         model.train(True)

@@ -14,7 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from ..layers.activation_quantizer import ActivationQuantizer, settle_first_ranges, step_thresholds
 from ..layers.quantizer import Quantizer, keep_positive
 from ..layers.state import FLOAT
-from ..layers.walk import activation_quantizers, quantized_layers
+from ..layers.walk import activation_quantizers, all_modules, quantized_layers
 from ..layers.weight_quantizer import WeightQuantizer
 from .replaced_layers import refuse_new_float_layers, remember_layers
 from .state import ATTRIBUTE, QuantizedModelState, adopt, read_buffers
@@ -32,9 +32,9 @@ def manage(model: nn.Module) -> None:
 
 def manage_registered(model: nn.Module) -> None:
     """:func:`manage` for a model that was built with quantized layers, unless it is managed already."""
-    if not all(module.state.managed for module in model.modules() if isinstance(module, Quantizer)):
+    if not all(module.state.managed for module in all_modules(model) if isinstance(module, Quantizer)):
         setattr(model, ATTRIBUTE, QuantizedModelState())
-        adopt(model, list(model.modules()))
+        adopt(model, list(all_modules(model)))
         manage(model)
 
 
@@ -44,7 +44,7 @@ def _begin(model: nn.Module, args) -> None:
     if not model.training and not torch.compiler.is_compiling():
         read_buffers(model)
     state.begin(model.training)
-    modules = list(model.modules())
+    modules = list(all_modules(model))
     quantizers = adopt(model, modules)
     refuse_new_float_layers(model, sum(isinstance(module, Quantizer) for module in modules))
     if model.training and state.frozen:

@@ -7,7 +7,7 @@ from typing import Any, Callable
 from torch import nn
 
 from ..errors import CheckpointError
-from ..layers.walk import is_quantized_model
+from ..layers.walk import all_modules, is_quantized_model
 from .state import STAGE, is_root
 
 _QUANTIZER_KEYS = ('.weight_quantizer.', '.activation_quantizer.', '.engine_result.')
@@ -83,7 +83,7 @@ def check_quantized_as(model: nn.Module, state: Mapping[str, Any], initialized: 
         CheckpointError: says how to build the quantized model.
     """
     quantizers = {match[0]: match[1] for match in map(_QUANTIZER.match, quantization_keys(state)) if match}
-    if not quantizers or initialized or any(map(is_root, model.modules())):
+    if not quantizers or initialized or any(map(is_root, all_modules(model))):
         return
     modules = dict(model.named_modules())
     in_float = [layer for path, layer in quantizers.items() if layer in modules and path not in modules]

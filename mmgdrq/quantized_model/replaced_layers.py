@@ -8,12 +8,13 @@ from torch import nn
 from ..errors import QuantizationError
 from ..layers.base import is_quantized
 from ..layers.quantizer import Quantizer
+from ..layers.walk import all_modules
 from .state import ATTRIBUTE
 
 
 def remember_layers(model: nn.Module) -> None:
     """Note what is quantized now, and which weights of the root of a quantized model are not."""
-    quantizers = sum(isinstance(module, Quantizer) for module in model.modules())
+    quantizers = sum(isinstance(module, Quantizer) for module in all_modules(model))
     getattr(model, ATTRIBUTE).layers = quantizers, frozenset(_float_layers(model))
 
 

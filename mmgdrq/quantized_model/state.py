@@ -13,6 +13,7 @@ from torch import nn
 from ..errors import ConfigError
 from ..layers.quantizer import Quantizer
 from ..layers.state import STAGES, ModelState
+from ..layers.walk import all_modules
 from ..planning.plan import Plan
 
 ATTRIBUTE = 'gdrq_state'
@@ -73,7 +74,7 @@ def state_of(model: nn.Module, what: str = 'state') -> QuantizedModelState:
 
 def states_in(model: nn.Module) -> Iterator[QuantizedModelState]:
     """The states of ``model`` and of models inside it."""
-    return (module.__dict__[ATTRIBUTE] for module in model.modules() if ATTRIBUTE in module.__dict__)
+    return (module.__dict__[ATTRIBUTE] for module in all_modules(model) if ATTRIBUTE in module.__dict__)
 
 
 def adopt(model: nn.Module, modules: Iterable[nn.Module]) -> list[Quantizer]:
@@ -93,7 +94,7 @@ def adopt(model: nn.Module, modules: Iterable[nn.Module]) -> list[Quantizer]:
 def attach_state(model: nn.Module, state: QuantizedModelState) -> None:
     """Let the root and all quantizers of ``model`` hold ``state``, and add the buffers that keep it."""
     setattr(model, ATTRIBUTE, state)
-    adopt(model, list(model.modules()))
+    adopt(model, list(all_modules(model)))
     model.register_buffer(STAGE, torch.tensor(STAGES.index(state.stage)))
     model.register_buffer(FROZEN, torch.tensor(state.frozen))
     model.register_load_state_dict_post_hook(_after_load)

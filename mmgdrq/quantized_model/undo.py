@@ -5,6 +5,8 @@ from contextlib import contextmanager
 
 from torch import nn
 
+from ..layers.walk import all_modules
+
 
 @contextmanager
 def undone_on_error(model: nn.Module) -> Iterator[None]:
@@ -21,7 +23,7 @@ def undone_on_error(model: nn.Module) -> Iterator[None]:
     ...     len(model)
     1
     """
-    before = [(module, module.__class__, _copied(vars(module))) for module in model.modules()]
+    before = [(module, module.__class__, _copied(vars(module))) for module in all_modules(model)]
     try:
         yield
     except BaseException:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ...layers import QUANTIZE, ActivationQuantizer
+from ...layers.walk import all_modules
 from ...quant import ActivationSpec
 from ..folding.fold import input_codes, weight_scale
 from .block import SIGNED_ZERO, Grid, refinement_of
@@ -134,7 +135,7 @@ def trained_grids(model: nn.Module) -> dict[str, Grid]:
 
 def hook_up(model: nn.Module, *_: Any) -> None:
     """Also before forward passes: the conversion to SyncBN makes new modules, which keep children but no hooks."""
-    for module in model.modules():
+    for module in all_modules(model):
         result = module._modules.get(CHILD)
         if isinstance(result, EngineResult) and result.after not in module._forward_hooks.values():
             module.register_forward_hook(result.after)

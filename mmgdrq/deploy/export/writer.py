@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import ExportError
+from ...layers.walk import all_modules
 from ...quant import step_of
 from ...quantized_model.dense_parts import Part, example_inputs, parts_of, run_part
 from ..engines.block import PROFILES, Block, Grid, block_of
@@ -100,7 +101,7 @@ def with_blocks(
         block = BlockModule(form(block_of(name, layer, entry, profile)), exported)
         block.trained = trained.get(entry['norm'] or name)
         names[id(layer)] = block
-    for parent in list(model.modules()):
+    for parent in list(all_modules(model)):
         for attribute, child in list(parent._modules.items()):
             if id(child) in names:
                 parent._modules[attribute] = names[id(child)]

@@ -8,6 +8,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.overrides import TorchFunctionMode
 
 from ...layers import is_quantized
+from ...layers.walk import all_modules
 
 Pairs = dict[str, str]
 """Name of a quantized layer -> name of the BN that follows it."""
@@ -90,7 +91,7 @@ class _Trace(TorchFunctionMode):
         super().__init__()
         self.model = model
         self.names = {id(module): name for name, module in reversed(list(model.named_modules()))}
-        self.modules = [m for m in model.modules() if is_quantized(m) or isinstance(m, _BatchNorm)]
+        self.modules = [m for m in all_modules(model) if is_quantized(m) or isinstance(m, _BatchNorm)]
         self.producer: dict[int, str] = {}
         self.alive: list[Tensor] = []
         self.over_tokens: set[int] = set()

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ...errors import FoldError
 from ...layers import ActivationQuantizer, WeightQuantizer, is_quantized
+from ...layers.walk import all_modules
 from ...quant import per_filter, quantize, step_of, weight_step
 from ...quantized_model.stages import get_stage
 from ...quantized_model.state import is_root
@@ -78,7 +79,7 @@ def find_pairs(model: nn.Module, example: Example = None) -> Pairs:
     """The BN of every layer that has a certain one; see :func:`fold` for ``example``."""
     if example is None:
         return pairs_by_structure(model)
-    training = [module for module in model.modules() if module.training]
+    training = [module for module in all_modules(model) if module.training]
     model.eval()
     try:
         return pairs_by_trace(model, lambda: run_example(model, example))

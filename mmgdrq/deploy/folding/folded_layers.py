@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ...layers.walk import all_modules
 from ...quant import quantize
 from ...quantized_model.replaced_layers import remember_layers
 from ...quantized_model.state import FROZEN, is_root
@@ -119,7 +120,7 @@ def become_folded(layer: nn.Module, entry: dict) -> None:
 def become_folded_model(model: nn.Module, entries: dict[str, dict[str, Any]]) -> None:
     """Note at the root of a model what its layers became; a quantized model inside it no longer expects them."""
     model.gdrq_folded = entries
-    for module in model.modules():
+    for module in all_modules(model):
         if is_root(module):
             remember_layers(module)
             module._buffers.pop(FROZEN, None)  # it does not train
@@ -127,10 +128,10 @@ def become_folded_model(model: nn.Module, entries: dict[str, dict[str, Any]]) ->
 
 def unread_parameters(folded: nn.Module) -> list[str]:
     """Names of the float parameters that no forward pass reads any more: those behind stored weights."""
-    layers = [m for m in folded.modules() if isinstance(getattr(m, 'weight_quantizer', None), StoredWeight)]
+    layers = [m for m in all_modules(folded) if isinstance(getattr(m, 'weight_quantizer', None), StoredWeight)]
     parameters = {id(layer.stored_weight()): layer.stored_weight() for layer in layers}
     readers = {id(layer) for layer in layers} | {id(owner) for layer in layers for owner in getattr(layer, 'owner', ())}
-    for module in folded.modules():
+    for module in all_modules(folded):
         if id(module) not in readers:
             for parameter in module._parameters.values():
                 parameters.pop(id(parameter), None)

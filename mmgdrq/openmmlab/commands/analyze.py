@@ -16,6 +16,7 @@ from ...analysis.plots import plot_weights
 from ...errors import ConfigError
 from ...files import write_file
 from ...layers import ActivationQuantizer
+from ...layers.walk import all_modules
 from ...quantized_model.stages import get_stage, set_stage
 from ...quantized_model.state import is_root
 from .checkpoints import check_checkpoint
@@ -51,7 +52,7 @@ def main(arguments: Optional[Sequence[str]] = None) -> None:
     model = runner.model.eval()
     if not is_root(model):
         raise ConfigError(f'config: {args.config} quantizes nothing. Add GDRQHook or mmgdrq.Quantized')
-    if not all(m.is_ready() for m in model.modules() if isinstance(m, ActivationQuantizer)):
+    if not all(m.is_ready() for m in all_modules(model) if isinstance(m, ActivationQuantizer)):
         set_stage(model, 'float')
     batches = list(islice(runner.build_dataloader(cfg.test_dataloader), args.batches)) if args.batches else []
 
