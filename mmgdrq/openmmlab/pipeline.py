@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Callable, Union
+from typing import Any, Callable, Optional, Union
 
 import numpy as np
 
@@ -30,12 +30,11 @@ def make_pipeline(cfg: Mapping[str, Any]) -> Callable[[Image], dict[str, Any]]:
     from mmengine.dataset import Compose
     from mmengine.registry import TRANSFORMS
 
-    dataset = _test_dataset(cfg)
-    steps = [step for step in dataset['pipeline'] if 'Annotations' not in str(step['type'])]
-    loads = bool(steps) and class_name(steps[0]['type']).startswith('Load')
-    load = TRANSFORMS.build(steps[0]) if loads else _read_file
-    rest = Compose([TRANSFORMS.build(step) for step in steps[loads:]])
-    rgb = not loads and class_name(dataset.get('type')) in RGB_DATASETS
+    dataset = dataset_of_test(cfg)
+    first, steps = steps_of(dataset)
+    load = TRANSFORMS.build(first) if first is not None else _read_file
+    rest = Compose([TRANSFORMS.build(step) for step in steps])
+    rgb = is_rgb(dataset)
 
     def run(image: Image) -> dict[str, Any]:
         sample = _from_array(image) if isinstance(image, np.ndarray) else _from_file(load, str(image))
@@ -46,7 +45,12 @@ def make_pipeline(cfg: Mapping[str, Any]) -> Callable[[Image], dict[str, Any]]:
     return run
 
 
-def _test_dataset(cfg: Mapping[str, Any]) -> Mapping[str, Any]:
+def dataset_of_test(cfg: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The part of a config that describes its test data; of a concatenation the first one.
+
+    Raises:
+        CheckpointError: there is none, or it has no pipeline.
+    """
     dataset = (cfg.get('test_dataloader') or {}).get('dataset') or {}
     while 'dataset' in dataset or dataset.get('datasets'):
         dataset = dataset['dataset'] if 'dataset' in dataset else dataset['datasets'][0]
@@ -56,6 +60,21 @@ def _test_dataset(cfg: Mapping[str, Any]) -> Mapping[str, Any]:
             'the config of the test'
         )
     return dataset
+
+
+def steps_of(dataset: Mapping[str, Any]) -> tuple[Optional[Mapping[str, Any]], list[Mapping[str, Any]]]:
+    """The step of a pipeline that loads images, None where its data set decodes them; and the steps after it.
+
+    Those for annotations are left out.
+    """
+    steps = [step for step in dataset['pipeline'] if 'Annotations' not in str(step['type'])]
+    loads = bool(steps) and class_name(steps[0]['type']).startswith('Load')
+    return (steps[0], steps[1:]) if loads else (None, steps)
+
+
+def is_rgb(dataset: Mapping[str, Any]) -> bool:
+    """Whether the steps of a pipeline get images whose colors are red, green and blue."""
+    return steps_of(dataset)[0] is None and class_name(dataset.get('type')) in RGB_DATASETS
 
 
 def _from_array(image: np.ndarray) -> dict[str, Any]:

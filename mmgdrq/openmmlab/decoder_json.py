@@ -1,0 +1,235 @@
+"""Describe what a model of OpenMMLab does with the outputs of its dense parts.
+
+A class is known by its methods: one that overrides what a decoder of :mod:`mmgdrq_runtime` stands for is refused.
+"""
+
+import importlib
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+from torch.utils import _pytree as pytree
+
+from ..errors import ExportError
+
+DENSE = 'mmdet.models.dense_heads'
+DETECTORS = 'mmdet.models.detectors'
+
+
+def describe_decoder(model: nn.Module, graphs: Mapping[str, Any]) -> dict[str, Any]:
+    """Say how the outputs of the graphs become results.
+
+    Args:
+        model: whose dense parts the graphs are.
+        graphs: of the manifest.
+
+    Raises:
+        ExportError: names the class or setting that is not known.
+    """
+    leaves = _leaves_of(graphs)
+    if hasattr(model, 'rpn_head') and hasattr(model, 'roi_head'):
+        from .two_stage_json import describe_two_stage
+
+        return describe_two_stage(model, leaves)
+    if hasattr(model, 'bbox_head'):
+        check_methods(model, f'{DETECTORS}.single_stage.SingleStageDetector', 'predict')
+        return _describe_dense(model.bbox_head, leaves['dense'])
+    if hasattr(model, 'decode_head'):
+        return _describe_segmentor(model, leaves['dense'])
+    return _describe_classifier(model, leaves['dense'])
+
+
+def _leaves_of(graphs: Mapping[str, Any]) -> dict[str, int]:
+    """Number of outputs of each part."""
+    entries = next(iter(graphs.values()), {})
+    return {name: pytree.treespec_loads(entry['tree']).num_leaves for name, entry in entries.items()}
+
+
+def has_methods(part: Any, known: str, *methods: str) -> bool:
+    """Whether an object has methods of a known class and no other ones in their place.
+
+    Args:
+        part: the object.
+        known: dotted name of the class.
+        *methods: names.
+    """
+    module, _, name = known.rpartition('.')
+    try:
+        base = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError):
+        return False
+    return isinstance(part, base) and all(getattr(type(part), m) is getattr(base, m) for m in methods)
+
+
+def check_methods(part: Any, known: str, *methods: str) -> None:
+    """Refuse an object that has not the methods of a known class.
+
+    Raises:
+        ExportError: names the object's class.
+    """
+    if not has_methods(part, known, *methods):
+        raise ExportError(
+            f'{type(part).__name__}: does not predict as {known.rpartition(".")[2]} does ({", ".join(methods)}), '
+            'so its decoder is not known'
+        )
+
+
+def _describe_dense(head: nn.Module, leaves: int) -> dict[str, Any]:
+    """A head of a one-stage detector."""
+    predict = ('predict', 'predict_by_feat')
+    post = ('_bbox_post_process',)
+    base = f'{DENSE}.base_dense_head.BaseDenseHead'
+    if has_methods(head, f'{DENSE}.yolox_head.YOLOXHead', *predict, *post, '_bbox_decode'):
+        return _describe_yolox(head)
+    if has_methods(head, f'{DENSE}.yolo_head.YOLOV3Head', *predict, *post):
+        return _describe_yolov3(head)
+    check_methods(head, base, *predict, *post)
+    if has_methods(head, f'{DENSE}.gfl_head.GFLHead', '_predict_by_feat_single', 'anchor_center'):
+        coder = dict(type='integral', size=4 * (head.reg_max + 1), clip=bool(head.bbox_coder.clip_border))
+        check_methods(head.bbox_coder, _CODERS['distances'], 'decode')
+    else:
+        check_methods(head, base, '_predict_by_feat_single')
+        coder = describe_coder(head.bbox_coder)
+    priors = describe_priors(head.prior_generator)
+    return dict(
+        type='dense',
+        factors=leaves == 3 * len(priors['strides']),
+        score_thr=head.test_cfg.get('score_thr', 0),
+        **describe_candidates(head, priors, coder),
+    )
+
+
+def describe_candidates(head: nn.Module, priors: dict[str, Any], coder: dict[str, Any]) -> dict[str, Any]:
+    """What dense heads and region proposals have in common."""
+    if getattr(getattr(head, 'loss_cls', None), 'custom_cls_channels', False):
+        raise ExportError(f'{type(head).__name__}: loss_cls with an activation of its own is not known')
+    return dict(
+        outputs=head.cls_out_channels,
+        activation='sigmoid' if head.use_sigmoid_cls else 'softmax',
+        priors=priors,
+        coder=coder,
+        nms_pre=head.test_cfg.get('nms_pre', -1),
+        **describe_selection(head.test_cfg),
+    )
+
+
+def describe_selection(cfg: Mapping[str, Any]) -> dict[str, Any]:
+    """Which of the decoded boxes stay."""
+    return dict(
+        min_box_size=cfg.get('min_bbox_size', -1), nms=describe_nms(cfg['nms']), max_per_image=cfg['max_per_img']
+    )
+
+
+def describe_nms(cfg: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of ``mmcv.ops.batched_nms``.
+
+    Raises:
+        ExportError: another kind of suppression, or an option that is not known.
+    """
+    cfg = dict(cfg)
+    kind, threshold = cfg.pop('type', 'nms'), cfg.pop('iou_threshold', cfg.pop('iou_thr', None))
+    described = dict(
+        iou_threshold=threshold,
+        class_agnostic=bool(cfg.pop('class_agnostic', False)),
+        split_thr=cfg.pop('split_thr', 10000),
+        max_num=cfg.pop('max_num', -1),
+    )
+    if kind != 'nms' or cfg:
+        raise ExportError(f'nms of type {kind!r} with {", ".join(cfg) or "no further options"}: is not known')
+    return described
+
+
+_TASKS = 'mmdet.models.task_modules'
+_CODERS = {
+    'deltas': f'{_TASKS}.coders.delta_xywh_bbox_coder.DeltaXYWHBBoxCoder',
+    'distances': f'{_TASKS}.coders.distance_point_bbox_coder.DistancePointBBoxCoder',
+    'yolo': f'{_TASKS}.coders.yolo_bbox_coder.YOLOBBoxCoder',
+}
+MAX_RATIO = abs(math.log(16 / 1000))
+"""Limit of the logarithms of scales; a default of mmdet's decode, which no config sets."""
+
+
+def describe_coder(coder: Any) -> dict[str, Any]:
+    """How predictions become boxes."""
+    if has_methods(coder, _CODERS['distances'], 'decode'):
+        return dict(type='distances', size=4, clip=bool(coder.clip_border))
+    check_methods(coder, _CODERS['deltas'], 'decode')
+    return dict(
+        type='deltas',
+        size=4,
+        means=list(coder.means),
+        stds=list(coder.stds),
+        max_ratio=MAX_RATIO,
+        center_clamp=coder.ctr_clamp if coder.add_ctr_clamp else None,
+        clip=bool(coder.clip_border),
+    )
+
+
+def describe_priors(generator: Any) -> dict[str, Any]:
+    """Where boxes are predicted from."""
+    strides = [list(map(float, stride)) for stride in generator.strides]
+    grid = ('grid_priors', 'single_level_grid_priors')
+    if has_methods(generator, f'{_TASKS}.prior_generators.point_generator.MlvlPointGenerator', *grid):
+        return dict(type='points', offset=generator.offset, strides=strides)
+    check_methods(generator, f'{_TASKS}.prior_generators.anchor_generator.AnchorGenerator', *grid)
+    return dict(type='anchors', base=[anchors.tolist() for anchors in generator.base_anchors], strides=strides)
+
+
+def _describe_yolox(head: nn.Module) -> dict[str, Any]:
+    return dict(
+        type='yolox',
+        outputs=head.cls_out_channels,
+        priors=describe_priors(head.prior_generator),
+        score_thr=head.test_cfg['score_thr'],
+        nms=describe_nms(head.test_cfg['nms']),
+    )
+
+
+def _describe_yolov3(head: nn.Module) -> dict[str, Any]:
+    check_methods(head.bbox_coder, _CODERS['yolo'], 'decode')
+    cfg = head.test_cfg
+    priors = describe_priors(head.prior_generator)
+    if [stride for stride, _ in priors['strides']] != list(map(float, head.featmap_strides)):
+        raise ExportError(f'{type(head).__name__}: strides of its anchors and of its maps differ')
+    return dict(
+        type='yolov3',
+        outputs=head.num_classes,
+        priors=priors,
+        conf_thr=cfg.get('conf_thr', -1),
+        score_thr=cfg.get('score_thr', 0),
+        nms_pre=cfg.get('nms_pre', -1),
+        **describe_selection(cfg),
+    )
+
+
+def _describe_segmentor(model: nn.Module, leaves: int) -> dict[str, Any]:
+    methods = ('predict', 'inference', 'slide_inference', 'whole_inference', 'encode_decode', 'postprocess_result')
+    check_methods(model, 'mmseg.models.segmentors.EncoderDecoder', *methods)
+    check_methods(
+        model.decode_head, 'mmseg.models.decode_heads.decode_head.BaseDecodeHead', 'predict', 'predict_by_feat'
+    )
+    _check_one_output(model.decode_head, leaves)
+    if model.align_corners != model.decode_head.align_corners:
+        raise ExportError(f'{type(model).__name__}: align_corners of the model and of its head differ')
+    slides = model.test_cfg.get('mode', 'whole') == 'slide'
+    window = dict(size=list(model.test_cfg['crop_size']), stride=list(model.test_cfg['stride'])) if slides else None
+    threshold = model.decode_head.threshold
+    return dict(
+        type='segmentor',
+        align_corners=bool(model.align_corners),
+        threshold=0.3 if threshold is None else threshold,  # of one channel; with several it is not used
+        window=window,
+    )
+
+
+def _describe_classifier(model: nn.Module, leaves: int) -> dict[str, Any]:
+    check_methods(model, 'mmpretrain.models.classifiers.ImageClassifier', 'predict')
+    check_methods(model.head, 'mmpretrain.models.heads.ClsHead', 'predict', '_get_predictions')
+    _check_one_output(model.head, leaves)
+    return dict(type='classifier')
+
+
+def _check_one_output(head: nn.Module, leaves: int) -> None:
+    if leaves != 1:
+        raise ExportError(f'{type(head).__name__}: has {leaves} outputs; expected one')

@@ -1,0 +1,74 @@
+"""Write ``pipeline.json``: what OpenMMLab does before and after the graphs of a deployed model, as data.
+
+:mod:`mmgdrq_runtime` runs a deployed directory by it. What it cannot say exactly is refused by name.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from mmgdrq_runtime.pipeline import PIPELINE, check_content, pipeline_file
+
+from ..errors import CheckpointError, ExportError
+from .decoder_json import describe_decoder
+from .pipeline import dataset_of_test
+from .preprocessing_json import describe_preprocessing
+
+
+def write_pipeline(folder: Path, model: nn.Module, cfg: Mapping[str, Any], graphs: Mapping[str, Any]) -> str:
+    """Write the pipeline file of a deployed directory, or the reason why there is none.
+
+    Args:
+        folder: the directory.
+        model: the model whose dense parts are the graphs.
+        cfg: its whole config.
+        graphs: what the manifest will say about the graphs.
+
+    Returns:
+        Empty, or why the directory runs through OpenMMLab only.
+    """
+    try:
+        content = describe(model, cfg, graphs)
+    except (CheckpointError, ExportError) as error:
+        content = {'reason': str(error)}
+    text = json.dumps(pipeline_file(content, dict(graphs)), indent=1)
+    (folder / PIPELINE).write_text(text, encoding='utf-8')
+    return content.get('reason', '')
+
+
+def describe(model: nn.Module, cfg: Mapping[str, Any], graphs: Mapping[str, Any]) -> dict[str, Any]:
+    """Say what happens before and after the graphs.
+
+    Raises:
+        ExportError: names what cannot be described.
+        CheckpointError: the config has no test pipeline.
+    """
+    dataset = dataset_of_test(cfg)
+    described = {
+        'preprocessing': describe_preprocessing(dataset, model.data_preprocessor),
+        'decoder': describe_decoder(model, graphs),
+        **_classes(dataset),
+    }
+    content = json.loads(json.dumps(described))  # lists of tuples, as it will be read
+    try:
+        check_content(content)
+    except ValueError as error:
+        raise ExportError(f'a value that a pipeline file does not take: {error}') from None
+    return content
+
+
+def _classes(dataset: Mapping[str, Any]) -> dict[str, Any]:
+    """Names and colours of the classes, as far as the data set of the config or its class has them."""
+    from mmengine.registry import DATASETS
+
+    kind = dataset.get('type')
+    kind = kind if isinstance(kind, type) else DATASETS.get(str(kind))
+    known = {**(getattr(kind, 'METAINFO', None) or {}), **(dataset.get('metainfo') or {})}
+    classes, palette = known.get('classes'), known.get('palette')
+    return {
+        'classes': [str(name) for name in classes] if isinstance(classes, (list, tuple)) else [],
+        'palette': [list(color) for color in palette] if isinstance(palette, (list, tuple)) and palette else None,
+    }

@@ -1,0 +1,29 @@
+"""Activations that heads leave to the decoder."""
+
+import numpy as np
+
+
+def sigmoid(x: np.ndarray) -> np.ndarray:
+    """Compute ``1 / (1 + exp(-x))``.
+
+    >>> sigmoid(np.float32([-200, 0, 200]))
+    array([0. , 0.5, 1. ], dtype=float32)
+    """
+    with np.errstate(over='ignore'):
+        return 1 / (1 + np.exp(-x))
+
+
+def softmax(x: np.ndarray) -> np.ndarray:
+    """Normalize the exponentials along the last axis.
+
+    >>> softmax(np.float32([[0, 0], [1000, 0]]))
+    array([[0.5, 0.5],
+           [1. , 0. ]], dtype=float32)
+    """
+    exponential = np.exp(x - x.max(-1, keepdims=True))
+    return exponential / exponential.sum(-1, keepdims=True)
+
+
+def logit(probability: float) -> float:
+    """Compute the inverse of :func:`sigmoid`."""
+    return float(np.log(probability) - np.log1p(-probability))

@@ -1,0 +1,81 @@
+"""Deployed directories of small models of OpenMMLab, with random weights."""
+
+from pathlib import Path
+
+import torch
+from mmengine.config import Config
+from mmengine.dataset import pseudo_collate
+from mmengine.registry import MODELS, init_default_scope
+from torch import nn
+
+import mmgdrq
+from mmgdrq.deploy import save_folded
+from mmgdrq.deploy.export.writer import export
+from mmgdrq.layers.activation_quantizer import ActivationQuantizer
+from mmgdrq.layers.weight_quantizer import WeightQuantizer
+from mmgdrq.openmmlab.building import model_config
+from mmgdrq.openmmlab.config_parts import without_weights
+from mmgdrq.openmmlab.pipeline import make_pipeline
+from mmgdrq.openmmlab.pipeline_json import write_pipeline
+
+QUANT = dict(weight=dict(bits=4), activation=dict(bits=8))
+
+
+def deploy_random(cfg: Config, out: Path, images: list, engines=('onnxruntime',), prepare=None) -> Path:
+    """Write the graphs and the pipeline file of a config's model.
+
+    Args:
+        cfg: whole config, with a test pipeline.
+        out: directory to write.
+        images: BGR arrays; the ranges of the activations come from them.
+        engines: profiles of the graphs.
+        prepare: what to do to the model before it is quantized.
+    """
+    cfg = Config({**cfg.to_dict(), 'custom_hooks': [dict(type='mmgdrq.GDRQHook', **QUANT)]})
+    init_default_scope(cfg.default_scope)
+    torch.manual_seed(0)
+    with torch.no_grad():
+        model = MODELS.build(without_weights(model_config(cfg)))
+    make_lively(model)
+    if prepare is not None:
+        prepare(model)
+    mmgdrq.quantize(model, **QUANT)
+    pipeline = make_pipeline(cfg)
+
+    def run(target):
+        return [target.test_step(pseudo_collate([pipeline(image)])) for image in images]
+
+    calibrate(model, run)
+    folded = mmgdrq.fold(model.eval(), example=run)
+
+    def graphs(folder):
+        written = {}
+        for engine in engines:
+            (folder / engine).mkdir()
+            parts = export(folded, run, folder / engine, engine)
+            written[engine] = {part.part.name: part.entry() for part in parts}
+        write_pipeline(folder, folded, cfg, written)
+        return written
+
+    return save_folded(folded, out, cfg.pretty_text, graphs)
+
+
+def make_lively(model: nn.Module) -> None:
+    """Give norms and prediction layers values that differ, so that boxes and classes do."""
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.normal_(module.bias, 0, 0.1)
+
+
+def calibrate(model: nn.Module, run) -> None:
+    """Let the quantizers see inputs as in training; everything else predicts."""
+    model.eval()
+    model.training = True
+    for module in model.modules():
+        if isinstance(module, (ActivationQuantizer, WeightQuantizer)):
+            module.training = True
+    with torch.no_grad():
+        for _ in range(2):
+            run(model)
+    model.eval()
