@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from .activations import softmax
+from .activations import exp, softmax
 
 F32 = np.float32
 Shape = tuple[int, int]
@@ -61,7 +61,7 @@ def decode_deltas(priors: np.ndarray, deltas: np.ndarray, coder: Mapping[str, An
     else:
         scale = np.clip(deltas[:, 2:], -limit, limit)
     center = (priors[:, :2] + priors[:, 2:]) * F32(0.5) + move
-    half = size * np.exp(scale) * F32(0.5)
+    half = size * exp(scale) * F32(0.5)
     boxes = np.concatenate([center - half, center + half], 1)
     return clip(boxes, shape) if coder['clip'] else boxes
 

@@ -22,7 +22,7 @@ def paste(probability: np.ndarray, boxes: np.ndarray, shape: tuple[int, int], th
     result = np.zeros((len(boxes), *shape), bool)
     for mask, box, image in zip(probability, boxes, result):
         x0, y0 = (max(math.floor(value) - 1, 0) for value in box[:2])
-        x1, y1 = min(math.ceil(box[2]) + 1, shape[1]), min(math.ceil(box[3]) + 1, shape[0])
+        x1, y1 = max(min(math.ceil(box[2]) + 1, shape[1]), x0), max(min(math.ceil(box[3]) + 1, shape[0]), y0)
         y, x = _taps(y0, y1, box[1], box[3], mask.shape[0]), _taps(x0, x1, box[0], box[2], mask.shape[1])
         image[y0:y1, x0:x1] = _sample(mask, y, x) >= F32(threshold)
     return result

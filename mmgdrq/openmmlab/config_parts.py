@@ -18,6 +18,19 @@ def class_name(kind: Any) -> str:
     return kind.__name__ if isinstance(kind, type) else str(kind).split('.')[-1]
 
 
+def registered(registry: Any, kind: Any) -> Any:
+    """The class that a registry builds for a type in the current scope; None where it knows none.
+
+    Args:
+        registry: of mmengine.
+        kind: the ``type`` of a part of a config: a name or a class.
+    """
+    if isinstance(kind, type):
+        return kind
+    with registry.switch_scope_and_registry(None) as scoped:
+        return scoped.get(str(kind))
+
+
 def without_weights(part: Any) -> Any:
     """A copy of a part of a config that loads no weights when a model is built or initialized.
 

@@ -34,7 +34,7 @@ def describe_decoder(model: nn.Module, graphs: Mapping[str, Any]) -> dict[str, A
         return describe_two_stage(model, leaves)
     if hasattr(model, 'bbox_head'):
         check_methods(model, f'{DETECTORS}.single_stage.SingleStageDetector', 'predict')
-        return _describe_dense(model.bbox_head, leaves['dense'])
+        return describe_dense(model.bbox_head, leaves['dense'])
     if hasattr(model, 'decode_head'):
         return _describe_segmentor(model, leaves['dense'])
     return _describe_classifier(model, leaves['dense'])
@@ -75,8 +75,13 @@ def check_methods(part: Any, known: str, *methods: str) -> None:
         )
 
 
-def _describe_dense(head: nn.Module, leaves: int) -> dict[str, Any]:
-    """A head of a one-stage detector."""
+def describe_dense(head: nn.Module, leaves: int) -> dict[str, Any]:
+    """Say how the outputs of a one-stage detector become boxes.
+
+    Args:
+        head: its ``bbox_head``.
+        leaves: number of outputs of the head, over all levels.
+    """
     predict = ('predict', 'predict_by_feat')
     post = ('_bbox_post_process',)
     base = f'{DENSE}.base_dense_head.BaseDenseHead'

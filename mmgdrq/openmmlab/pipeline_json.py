@@ -13,6 +13,7 @@ from torch import nn
 from mmgdrq_runtime.pipeline import PIPELINE, check_content, pipeline_file
 
 from ..errors import CheckpointError, ExportError
+from .config_parts import registered
 from .decoder_json import describe_decoder
 from .pipeline import dataset_of_test
 from .preprocessing_json import describe_preprocessing
@@ -52,7 +53,7 @@ def describe(model: nn.Module, cfg: Mapping[str, Any], graphs: Mapping[str, Any]
         'decoder': describe_decoder(model, graphs),
         **_classes(dataset),
     }
-    content = json.loads(json.dumps(described))  # lists of tuples, as it will be read
+    content = as_json(described)
     try:
         check_content(content)
     except ValueError as error:
@@ -60,12 +61,16 @@ def describe(model: nn.Module, cfg: Mapping[str, Any], graphs: Mapping[str, Any]
     return content
 
 
+def as_json(value: Any) -> Any:
+    """A value as it is when it has been written and read: tuples are lists."""
+    return json.loads(json.dumps(value))
+
+
 def _classes(dataset: Mapping[str, Any]) -> dict[str, Any]:
     """Names and colours of the classes, as far as the data set of the config or its class has them."""
     from mmengine.registry import DATASETS
 
-    kind = dataset.get('type')
-    kind = kind if isinstance(kind, type) else DATASETS.get(str(kind))
+    kind = registered(DATASETS, dataset.get('type'))
     known = {**(getattr(kind, 'METAINFO', None) or {}), **(dataset.get('metainfo') or {})}
     classes, palette = known.get('classes'), known.get('palette')
     return {

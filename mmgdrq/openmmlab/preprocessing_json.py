@@ -6,7 +6,7 @@ from typing import Any, Callable, Optional
 from torch import nn
 
 from ..errors import ExportError
-from .config_parts import class_name
+from .config_parts import class_name, registered
 from .pipeline import is_rgb, steps_of
 
 Step = Mapping[str, Any]
@@ -51,7 +51,7 @@ def _describe_step(step: Step) -> list[dict[str, Any]]:
 def _is_of_openmmlab(kind: Any) -> bool:
     from mmengine.registry import TRANSFORMS
 
-    found = kind if isinstance(kind, type) else TRANSFORMS.get(kind)
+    found = registered(TRANSFORMS, kind)
     return found is not None and found.__module__.split('.')[0] in OWNERS
 
 

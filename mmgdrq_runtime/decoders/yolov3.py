@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from ..activations import sigmoid
+from ..activations import exp, sigmoid
 from ..boxes import anchors_at
 from ..nms import by_score
 from ..preprocessing import ImageInfo
@@ -46,5 +46,5 @@ def _decode_level(level: int, maps: np.ndarray, spec: Spec):
     half = np.float32(0.5)
     move = (sigmoid(predictions[:, :2]) - half) * np.float32(stride[0])
     center = (anchors[:, :2] + anchors[:, 2:]) * half + move
-    size = (anchors[:, 2:] - anchors[:, :2]) * half * np.exp(predictions[:, 2:4])
+    size = (anchors[:, 2:] - anchors[:, :2]) * half * exp(predictions[:, 2:4])
     return np.concatenate([center - size, center + size], 1), present[index], sigmoid(predictions[:, 5:])

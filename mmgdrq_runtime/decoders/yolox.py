@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from ..activations import sigmoid
+from ..activations import exp, sigmoid
 from ..boxes import divide, points_at
 from ..nms import batched_nms
 from ..preprocessing import ImageInfo
@@ -44,5 +44,5 @@ def _boxes(maps: np.ndarray, stride: Sequence[float], spec: Spec) -> np.ndarray:
     points = points_at(stride, spec['priors']['offset'], maps.shape[2], np.arange(len(predictions)))
     stride = np.asarray(stride, np.float32)
     center = predictions[:, :2] * stride + points
-    half = np.exp(predictions[:, 2:]) * stride / 2
+    half = exp(predictions[:, 2:]) * stride / 2
     return np.concatenate([center - half, center + half], 1)

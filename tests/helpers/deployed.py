@@ -18,6 +18,7 @@ from mmgdrq.openmmlab.config_parts import without_weights
 from mmgdrq.openmmlab.pipeline import make_pipeline
 from mmgdrq.openmmlab.pipeline_json import write_pipeline
 
+PREDICTIONS = ('_cls', '_reg', '_obj', '_seg')
 QUANT = dict(weight=dict(bits=4), activation=dict(bits=8))
 
 
@@ -62,10 +63,14 @@ def deploy_random(cfg: Config, out: Path, images: list, engines=('onnxruntime',)
 
 def make_lively(model: nn.Module) -> None:
     """Give norms and prediction layers values that differ, so that boxes and classes do."""
-    for module in model.modules():
+    for name, module in model.named_modules():
         if isinstance(module, nn.BatchNorm2d):
             nn.init.uniform_(module.weight, 0.5, 1.5)
             nn.init.normal_(module.bias, 0, 0.1)
+        elif type(module).__name__ == 'L2Norm':
+            nn.init.constant_(module.weight, 20)
+        elif any(word in name for word in PREDICTIONS) and hasattr(module, 'weight'):
+            module.weight.data *= 3
 
 
 def calibrate(model: nn.Module, run) -> None:
