@@ -9,7 +9,7 @@ from mmengine.registry import MODELS, init_default_scope
 
 import mmgdrq_runtime.preprocessing
 from mmgdrq.openmmlab.pipeline import dataset_of_test, make_pipeline
-from mmgdrq.openmmlab.preprocessing_json import describe_preprocessing
+from mmgdrq.openmmlab.pipeline_json.preprocessing import describe_preprocessing
 from mmgdrq_runtime.preprocessing import prepare
 
 LOAD = dict(type='LoadImageFromFile')

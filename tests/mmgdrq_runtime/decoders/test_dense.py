@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from mmengine.config import ConfigDict
 from mmengine.registry import MODELS, init_default_scope
 
-from mmgdrq.openmmlab.decoder_json import describe_dense
 from mmgdrq.openmmlab.pipeline_json import as_json
+from mmgdrq.openmmlab.pipeline_json.one_stage import describe_dense
 from mmgdrq_runtime.decoders import DECODERS
 from mmgdrq_runtime.pipeline import DECODER
 from mmgdrq_runtime.preprocessing import ImageInfo

@@ -5,17 +5,9 @@ from typing import Any
 
 from torch import nn
 
-from ..errors import ExportError
-from .decoder_json import (
-    DENSE,
-    DETECTORS,
-    check_methods,
-    describe_candidates,
-    describe_coder,
-    describe_nms,
-    describe_priors,
-    has_methods,
-)
+from ...errors import ExportError
+from .methods import check_methods, has_methods
+from .one_stage import DENSE, describe_candidates, describe_coder, describe_nms, describe_priors
 
 ROI = 'mmdet.models.roi_heads'
 
@@ -30,7 +22,7 @@ def describe_two_stage(model: nn.Module, leaves: Mapping[str, int]) -> dict[str,
     Raises:
         ExportError: names the class or setting that is not known.
     """
-    check_methods(model, f'{DETECTORS}.two_stage.TwoStageDetector', 'predict')
+    check_methods(model, 'mmdet.models.detectors.TwoStageDetector', 'predict')
     roi_head = model.roi_head
     cascade = has_methods(roi_head, f'{ROI}.CascadeRoIHead', 'predict_bbox', '_refine_roi', '_bbox_forward')
     if not cascade:

@@ -12,11 +12,11 @@ from torch import nn
 
 from mmgdrq_runtime.pipeline import PIPELINE, check_content, pipeline_file
 
-from ..errors import CheckpointError, ExportError
-from .config_parts import registered
-from .decoder_json import describe_decoder
-from .pipeline import dataset_of_test
-from .preprocessing_json import describe_preprocessing
+from ...errors import CheckpointError, ExportError
+from ..config_parts import registered
+from ..pipeline import dataset_of_test
+from .decoder import describe_decoder
+from .preprocessing import describe_preprocessing
 
 
 def write_pipeline(folder: Path, model: nn.Module, cfg: Mapping[str, Any], graphs: Mapping[str, Any]) -> str:

@@ -5,9 +5,9 @@ from typing import Any, Callable, Optional
 
 from torch import nn
 
-from ..errors import ExportError
-from .config_parts import class_name, registered
-from .pipeline import is_rgb, steps_of
+from ...errors import ExportError
+from ..config_parts import class_name, registered
+from ..pipeline import is_rgb, steps_of
 
 Step = Mapping[str, Any]
 OWNERS = ('mmcv', 'mmdet', 'mmseg', 'mmpretrain')
