@@ -1,4 +1,4 @@
-"""CIFAR-10 as JPEG files and the usual ResNet-20 for it, in plain torch."""
+"""CIFAR-10 without loss, and the usual ResNet-20 for it, in plain torch."""
 
 import io
 import zipfile
@@ -11,44 +11,40 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-ARCHIVE, WEIGHTS = 'cifar10_jpeg.zip', 'resnet20_cifar10.th'
+WEIGHTS = 'resnet20_cifar10.th'
+BATCHES = {'train': [f'data_batch_{number}.bin' for number in range(1, 6)], 'test': ['test_batch.bin']}
 MEAN = torch.tensor([0.485, 0.456, 0.406]).view(1, 3, 1, 1)
 STD = torch.tensor([0.229, 0.224, 0.225]).view(1, 3, 1, 1)
 
 
-def load_split(folder: Path, split: str, cache: Path) -> tuple[Tensor, Tensor]:
+def load_split(folder: Path, split: str) -> tuple[Tensor, Tensor]:
     """Images (uint8, ``(N, 3, 32, 32)``) and labels (int64, ``(N,)``) of ``'train'`` or ``'test'``.
 
     Args:
-        folder: holds ``cifar10_jpeg.zip`` with ``<split>/<class>/*.jpg``.
+        folder: holds either ``cifar-10-batches-bin/`` (the binary version of the data set's page), or
+            ``cifar10/cifar10_<split>.zip`` with ``labels.npy`` and columns of 500 images each.
         split: ``'train'`` or ``'test'``.
-        cache: folder for the decoded images.
 
     Raises:
-        FileNotFoundError: the archive is not in ``folder``.
+        FileNotFoundError: neither is in ``folder``.
     """
-    file = cache / f'cifar10_{split}.npz'
-    if not file.exists():
-        images, labels = _decode(folder / ARCHIVE, split)
-        cache.mkdir(parents=True, exist_ok=True)
-        temporary = file.with_suffix('.tmp.npz')
-        np.savez(temporary, images=images, labels=labels)
-        temporary.replace(file)
-    data = np.load(file)
-    return torch.from_numpy(data['images']), torch.from_numpy(data['labels'])
+    binary, archive = folder / 'cifar-10-batches-bin', folder / f'cifar10/cifar10_{split}.zip'
+    if binary.is_dir():
+        rows = np.concatenate([np.fromfile(binary / name, np.uint8).reshape(-1, 3073) for name in BATCHES[split]])
+        images, labels = rows[:, 1:].reshape(-1, 3, 32, 32), rows[:, 0]
+    elif archive.is_file():
+        images, labels = _from_columns(archive)
+    else:
+        raise FileNotFoundError(f'{folder}: holds neither {binary.name}/ nor {archive.name}; --data names the folder')
+    return torch.from_numpy(images.copy()), torch.from_numpy(labels.astype(np.int64))
 
 
-def _decode(archive: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
-    if not archive.exists():
-        raise FileNotFoundError(
-            f'{archive}: not found. It holds CIFAR-10 as {split}/<class>/*.jpg; --data says in which folder it lies'
-        )
+def _from_columns(archive: Path) -> tuple[np.ndarray, np.ndarray]:
     with zipfile.ZipFile(archive) as bundle:
-        names = sorted(n for n in bundle.namelist() if n.endswith('.jpg') and f'{split}/' in n)
-        classes = sorted({n.split('/')[-2] for n in names})
-        images = [np.asarray(Image.open(io.BytesIO(bundle.read(n))).convert('RGB')) for n in names]
-    labels = np.array([classes.index(n.split('/')[-2]) for n in names])
-    return np.stack(images).transpose(0, 3, 1, 2).copy(), labels
+        labels = np.load(io.BytesIO(bundle.read('labels.npy')))
+        names = sorted(name for name in bundle.namelist() if not name.endswith('.npy'))
+        columns = [np.asarray(Image.open(io.BytesIO(bundle.read(name)))) for name in names]
+    return np.concatenate(columns).reshape(-1, 32, 32, 3).transpose(0, 3, 1, 2), labels
 
 
 def normalize(images: Tensor) -> Tensor:

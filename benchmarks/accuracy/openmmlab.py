@@ -92,7 +92,8 @@ class Experiment:
 def _quantize(config: Config, row: Row, epochs: int) -> None:
     stages = dict(reshape=0, quantize=max(round(row.reshape * epochs), 1)) if row.reshape else None
     config.custom_imports = dict(imports=['mmgdrq'], allow_failed_imports=False)
-    config.custom_hooks = [dict(type='mmgdrq.GDRQHook', stages=stages, scale_clip=row.scale_clip)]
+    hook = dict(type='mmgdrq.GDRQHook', stages=stages, scale_clip=row.scale_clip)
+    config.custom_hooks = [dict(hook, distill=dict()) if row.distill else hook]
     config.model = dict(config.model, type='mmgdrq.Quantized', base_type=config.model.type, quant=row.quant)
 
 

@@ -5,14 +5,14 @@ from pathlib import Path
 from statistics import mean, stdev
 
 from render_distributions import distribution
-from rows import BITS, HEADLINE, PEERS, ROWS
+from rows import BITS, DISTILLED, HEADLINE, PEERS, ROWS
 from store import RESULTS, load
 from tables import stamp, table
 
 OUT = Path(__file__).resolve().parents[2] / 'docs' / 'results.md'
 TITLES = {
-    'classification': ('Classification: ResNet-20 on JPEG-compressed CIFAR-10', 'top-1'),
-    'classification_long': ('Classification: ResNet-20, six times as long', 'top-1'),
+    'resnet20_cifar10': ('Classification: ResNet-20 on CIFAR-10', 'top-1'),
+    'resnet20_cifar10_long': ('Classification: ResNet-20 on CIFAR-10, six times as long', 'top-1'),
     'resnet18_digits': ('Classification: ResNet-18 on crops of digits', 'top-1'),
     'resnet18_digits_long': ('Classification: ResNet-18 on crops of digits, four times as long', 'top-1'),
     'resnet50_digits': ('Classification: ResNet-50 on crops of digits', 'top-1'),
@@ -29,7 +29,13 @@ TITLES = {
     'pspnet_digits': ('Segmentation: PSPNet (ResNet-18) on scenes of digits', 'mIoU'),
 }
 TARGETS = {'gdrq-w2a4': 1.0, 'gdrq-w4a4': 0.3}
-GROUPS = {HEADLINE: 'Main rows', BITS: 'Other bit-widths', PEERS: 'Other methods and libraries', 'ablation': 'Ablation'}
+GROUPS = {
+    HEADLINE: 'Main rows',
+    DISTILLED: 'With distillation',
+    BITS: 'Other bit-widths',
+    PEERS: 'Other methods and libraries',
+    'ablation': 'Ablation',
+}
 
 
 def main() -> None:
@@ -204,7 +210,7 @@ SEEDS = 3
 
 def still_open(values: dict[str, list[float]], task: str) -> str:
     """Rows without a run, and main rows with too few seeds to tell a difference from chance."""
-    possible = [row for row in ROWS if row.library != 'brevitas' or task == 'classification']
+    possible = [row for row in ROWS if row.library != 'brevitas' or task == 'resnet20_cifar10']
     missing = [row.name for row in possible if not values[row.name] and row.group != 'ablation']
     ablation = [row for row in possible if not values[row.name] and row.group == 'ablation']
     few = [row.name for row in ROWS if row.group == HEADLINE and 0 < len(values[row.name]) < SEEDS]

@@ -19,6 +19,7 @@ class Row:
         reshape: share of the training that is spent on Scale-Clip without rounding.
         scale_clip: whether weights are projected after each step.
         library: who quantizes.
+        distill: whether the float network teaches.
     """
 
     name: str
@@ -28,6 +29,7 @@ class Row:
     reshape: float = 0.0
     scale_clip: bool = True
     library: str = 'mmgdrq'
+    distill: bool = False
 
 
 def _gdrq(weight: dict, activation: dict) -> dict[str, Any]:
@@ -49,7 +51,11 @@ def _lsq(weight: int, activation: int) -> dict[str, Any]:
     )
 
 
-HEADLINE, BITS, PEERS = 'headline', 'bits', 'peers'
+def _learned(weight: int, activation: int) -> dict[str, Any]:
+    return _gdrq(dict(bits=weight, range='learned'), dict(bits=activation, range='learned'))
+
+
+HEADLINE, BITS, PEERS, DISTILLED = 'headline', 'bits', 'peers', 'distilled'
 
 ROWS = (
     Row('float', 'float, the same number of further steps', HEADLINE, library='float'),
@@ -64,6 +70,15 @@ ROWS = (
     ),
     Row('gdrq-w4a4', 'the defaults', HEADLINE, _gdrq(dict(bits=4), dict(bits=4))),
     Row('brevitas-w2a4', 'brevitas: weight scales per filter, learned input scales', PEERS, library='brevitas'),
+    Row('float-distill', 'float, taught by itself', DISTILLED, library='float', distill=True),
+    Row('gdrq-distill-w2a4', 'the defaults', DISTILLED, _w2a4(), distill=True),
+    Row('gdrq-distill-w4a4', 'the defaults', DISTILLED, _gdrq(dict(bits=4), dict(bits=4)), distill=True),
+    Row('learned-distill-w2a4', 'weight and input ranges learned, per filter, no Scale-Clip', DISTILLED,
+        _learned(2, 4), scale_clip=False, distill=True),
+    Row('learned-distill-w4a4', 'weight and input ranges learned, per filter, no Scale-Clip', DISTILLED,
+        _learned(4, 4), scale_clip=False, distill=True),
+    Row('lsq-distill-w2a4', 'LSQ', DISTILLED, _lsq(2, 4), scale_clip=False, distill=True),
+    Row('lsq-distill-w4a4', 'LSQ', DISTILLED, _lsq(4, 4), scale_clip=False, distill=True),
     Row('gdrq-w8a8', 'the defaults', BITS, _gdrq(dict(bits=8), dict(bits=8))),
     Row('gdrq-w2a2', 'the defaults', BITS, _gdrq(dict(bits=2), dict(bits=2))),
     Row('gdrq-w2a32', 'weights alone', BITS, _gdrq(dict(bits=2), dict(bits=32))),

@@ -1,4 +1,4 @@
-"""Accuracy of the rows: python benchmarks/accuracy/run.py classification --data FOLDER --rows headline --seeds 3
+"""Accuracy of the rows: python benchmarks/accuracy/run.py resnet20_cifar10 --data FOLDER --rows headline --seeds 3
 
 Each run (row and seed) leaves a json file under results/; runs that have one are not done again.
 """
@@ -12,8 +12,8 @@ from rows import select
 from store import RESULTS, commit, path_of, save
 
 TASKS = (
-    'classification',
-    'classification_long',
+    'resnet20_cifar10',
+    'resnet20_cifar10_long',
     'detection',
     'segmentation',
     'segmentation_long',

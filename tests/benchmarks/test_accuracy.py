@@ -17,7 +17,7 @@ REPO = Path(__file__).resolve().parents[2]
 FOLDER = REPO / 'benchmarks/accuracy'
 MODULES = (
     'cifar',
-    'classification',
+    'resnet20_cifar10',
     'openmmlab',
     'peers',
     'projection',
@@ -47,12 +47,11 @@ def data(tmp_path, benchmark) -> Path:
     folder.mkdir()
     cifar = benchmark('cifar')
     rng = np.random.default_rng(0)
-    with zipfile.ZipFile(folder / cifar.ARCHIVE, 'w') as bundle:
-        for split in ('train', 'test'):
-            for number in range(20):
-                content = io.BytesIO()
-                Image.fromarray(rng.integers(0, 256, (32, 32, 3), np.uint8)).save(content, 'JPEG')
-                bundle.writestr(f'{split}/class{number % 10}/{number}.jpg', content.getvalue())
+    (folder / 'cifar-10-batches-bin').mkdir()
+    for name in (*cifar.BATCHES['train'], *cifar.BATCHES['test']):
+        rows = rng.integers(0, 256, (20, 3073), np.uint8)
+        rows[:, 0] %= 10
+        rows.tofile(folder / 'cifar-10-batches-bin' / name)
     state = {f'module.{key}': value for key, value in cifar.resnet20().state_dict().items()}
     torch.save(dict(state_dict=state), folder / cifar.WEIGHTS)
     return folder
@@ -66,8 +65,8 @@ def run_cli(benchmark, monkeypatch, *arguments) -> None:
 @pytest.fixture
 def short(benchmark, monkeypatch) -> list[str]:
     """Rows take two steps of four images; returns the names of the rows that were run."""
-    task, done = benchmark('classification'), []
-    budget, full = task.Budget(float_steps=1, steps=2, batch=4), task.run
+    task, done = benchmark('resnet20_cifar10'), []
+    budget, full = task.Budget(steps=2, batch=4), task.run
 
     def run(row, *arguments):
         done.append(row.name)
@@ -79,19 +78,36 @@ def short(benchmark, monkeypatch) -> list[str]:
 
 def test_finished_runs_are_kept_and_rendered(benchmark, short, data, tmp_path, monkeypatch):
     results = tmp_path / 'results'
-    options = ('classification', '--data', data, '--work', tmp_path / 'work', '--results', results)
+    options = ('resnet20_cifar10', '--data', data, '--work', tmp_path / 'work', '--results', results)
     run_cli(benchmark, monkeypatch, *options, '--rows', 'float,reshape-w2a4,lsq-w2a4')
-    run_cli(benchmark, monkeypatch, *options, '--rows', 'float,reshape-w2a4,gdrq-w2a4')
-    assert short == ['float', 'reshape-w2a4', 'lsq-w2a4', 'gdrq-w2a4']
+    run_cli(benchmark, monkeypatch, *options, '--rows', 'float,reshape-w2a4,gdrq-w2a4,learned-distill-w2a4')
+    assert short == ['float', 'reshape-w2a4', 'lsq-w2a4', 'gdrq-w2a4', 'learned-distill-w2a4']
     files = sorted(results.rglob('*'))
     assert [f.name for f in files if f.is_file()] == [f'{name}-s0.json' for name in sorted(short)]
-    record = json.loads((results / 'classification/gdrq-w2a4-s0.json').read_text())
+    record = json.loads((results / 'resnet20_cifar10/gdrq-w2a4-s0.json').read_text())
     assert 0 <= record['top-1'] <= 100
     assert {'date', 'machine', 'commit', 'budget'} <= set(record)
-    page = benchmark('render').section('classification', 'Title', 'top-1', results)
+    page = benchmark('render').section('resnet20_cifar10', 'Title', 'top-1', results)
     assert f'| gdrq-w2a4 | {record["top-1"]:.2f} |' in page
     assert 'Fewer than 3 seeds' in page
     assert 'minmax-w2a4' in page.split('Not measured:')[1]
+
+
+def test_images_in_columns_are_read_as_the_binary_ones(benchmark, tmp_path):
+    cifar, rng = benchmark('cifar'), np.random.default_rng(0)
+    images = rng.integers(0, 256, (20, 32, 32, 3), np.uint8)
+    (tmp_path / 'cifar10').mkdir()
+    with zipfile.ZipFile(tmp_path / 'cifar10/cifar10_test.zip', 'w') as bundle:
+        for name, part in (('a.png', images[:10]), ('b.png', images[10:])):
+            content = io.BytesIO()
+            Image.fromarray(part.reshape(-1, 32, 3)).save(content, 'PNG')
+            bundle.writestr(name, content.getvalue())
+        content = io.BytesIO()
+        np.save(content, np.arange(20, dtype=np.uint8))
+        bundle.writestr('labels.npy', content.getvalue())
+    found, labels = cifar.load_split(tmp_path, 'test')
+    assert np.array_equal(found.numpy(), images.transpose(0, 3, 1, 2))
+    assert labels.tolist() == list(range(20))
 
 
 def test_different_budgets_are_not_mixed(benchmark, tmp_path):
@@ -103,11 +119,10 @@ def test_different_budgets_are_not_mixed(benchmark, tmp_path):
 
 
 def test_run_that_fails_leaves_no_result(benchmark, data, tmp_path, monkeypatch):
-    task = benchmark('classification')
+    task = benchmark('resnet20_cifar10')
     monkeypatch.setattr(task, 'accuracy', lambda *_: 1 / 0)
-    monkeypatch.setattr(task, 'float_weights', lambda *_: benchmark('cifar').resnet20().state_dict())
     monkeypatch.setattr(task.Trainer, 'train', lambda *_, **__: 0.0)
-    options = ('classification', '--data', data, '--work', tmp_path / 'work', '--results', tmp_path / 'results')
+    options = ('resnet20_cifar10', '--data', data, '--work', tmp_path / 'work', '--results', tmp_path / 'results')
     with pytest.raises(ZeroDivisionError):
         run_cli(benchmark, monkeypatch, *options, '--rows', 'float')
     assert not list((tmp_path / 'results').rglob('*.json'))
@@ -135,7 +150,7 @@ def test_spread_and_verdict(benchmark):
     assert '0.50 points **below** lsq-w2a4' in text
     assert 'Fewer than' not in render.still_open(values, 'detection')
     assert 'brevitas' not in render.still_open(values, 'detection')
-    assert 'brevitas-w2a4' in render.still_open(values, 'classification')
+    assert 'brevitas-w2a4' in render.still_open(values, 'resnet20_cifar10')
     row = next(row for row in benchmark('rows').ROWS if row.name == 'float')
     assert render._row(row, values['float'], values['float'])[1:4] == ('89.00 ± 1.00', '', '3')
     assert render._row(row, values['gdrq-w2a4'], values['float'])[1:4] == ('88.50 ± 0.50', '-0.50 ± 0.29', '3')
@@ -153,7 +168,7 @@ def test_differences_are_those_of_the_same_seeds(benchmark):
 def test_rules_are_compared_with_the_defaults_over_tasks(benchmark, tmp_path):
     render, store = benchmark('render'), benchmark('store')
     made = {
-        'classification': {'gdrq-w2a4': {0: 80.0, 1: 81.0}, 'k1-w2a4': {0: 81.0, 1: 81.5, 2: 90.0}},
+        'resnet20_cifar10': {'gdrq-w2a4': {0: 80.0, 1: 81.0}, 'k1-w2a4': {0: 81.0, 1: 81.5, 2: 90.0}},
         'resnet18_digits': {'gdrq-w2a4': {5: 70.0}, 'k1-w2a4': {5: 70.6}, 'layer-w2a4': {5: 71.0}, 'k4-w4a4': {5: 1.0}},
     }
     for task, rows in made.items():

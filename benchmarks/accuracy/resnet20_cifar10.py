@@ -1,4 +1,4 @@
-"""ResNet-20 on CIFAR-10: from float weights, every row trains for the same number of steps."""
+"""ResNet-20 on CIFAR-10: from its published float weights, every row trains for the same number of steps."""
 
 import sys
 from dataclasses import dataclass
@@ -13,9 +13,11 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 import mmgdrq
+from mmgdrq.training.distillation import Distillation, Distiller, make_teacher
 
-TASK = 'classification'
+TASK = 'resnet20_cifar10'
 METRICS = ('top-1',)
+DISTILLATION = Distillation(weight=0.9, task_weight=0.1, temperature=4.0)
 
 
 @dataclass(frozen=True)
@@ -23,20 +25,18 @@ class Budget:
     """Length of training; the learning rate falls to zero along a cosine.
 
     Attributes:
-        float_steps: steps that adapt the published float weights to these images, the start of every row.
         steps: steps of every row.
         batch: images a step.
         lr: highest learning rate of SGD with momentum 0.9 and weight decay 1e-4.
     """
 
-    float_steps: int = 780
     steps: int = 400
     batch: int = 128
     lr: float = 0.01
 
     def __str__(self) -> str:
         return (
-            f'{self.float_steps} float steps, then {self.steps} steps a row, of {self.batch} images, '
+            f'{self.steps} steps a row from the published float weights, of {self.batch} images, '
             f'SGD, learning rate {self.lr:g}'
         )
 
@@ -47,33 +47,22 @@ def run(row: Row, seed: int, data: Path, work: Path, budget: Budget = Budget()) 
     Args:
         row: how to quantize.
         seed: of the order and augmentation of the images.
-        data: folder of the archive and the float weights.
-        work: folder for decoded images and the adapted float weights.
+        data: folder of the images and the float weights.
+        work: not needed here.
         budget: how long to train.
 
     Returns:
         ``top-1`` on the test split in percent, the last training loss, and the budget.
     """
-    train, test = (load_split(data, split, work) for split in ('train', 'test'))
-    model = resnet20()
-    model.load_state_dict(float_weights(train, data, work, budget))
+    train, test = (load_split(data, split) for split in ('train', 'test'))
+    model = resnet20(data / WEIGHTS)
+    teacher = make_teacher(model) if row.distill else None
+    _quantize(model, row)
+    distiller = Distiller(model, teacher, DISTILLATION) if teacher else None
     trainer = Trainer(train, budget, seed)
-    loss = trainer.train(
-        _quantize(model, row), budget.steps, *_schedule(model, row, budget), name=f'{row.name} s{seed}'
-    )
+    before_step, projection = _schedule(model, row, budget)
+    loss = trainer.train(model, budget.steps, before_step, projection, distiller, name=f'{row.name} s{seed}')
     return {'top-1': accuracy(model, test), 'loss': loss, 'budget': str(budget)}
-
-
-def float_weights(train: tuple[Tensor, Tensor], data: Path, work: Path, budget: Budget) -> dict[str, Tensor]:
-    """Float weights that are adapted to these images; made once and kept in ``work``."""
-    file = work / f'resnet20_float_{budget.float_steps}.pth'
-    if not file.exists():
-        torch.manual_seed(0)
-        model = resnet20(data / WEIGHTS)
-        Trainer(train, budget, seed=1000).train(model, budget.float_steps, name='float start')
-        torch.save(model.state_dict(), file.with_suffix('.tmp'))
-        file.with_suffix('.tmp').replace(file)
-    return torch.load(file, weights_only=True)
 
 
 class Trainer:
@@ -89,6 +78,7 @@ class Trainer:
         steps: int,
         before_step: Optional[Callable[[int], None]] = None,
         projection: Optional[mmgdrq.ScaleClip] = None,
+        distiller: Optional[Distiller] = None,
         name: str = '',
     ) -> float:
         """Train for ``steps`` steps; returns the mean loss of the last tenth."""
@@ -106,6 +96,8 @@ class Trainer:
             chosen = torch.randint(len(self.images), (self.budget.batch,), generator=generator)
             images = augment(normalize(self.images[chosen]), generator)
             loss = F.cross_entropy(model(images), self.labels[chosen])
+            if distiller is not None:
+                loss = distiller.total(loss)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
