@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from typing import Optional
 
-COMMANDS = ('plan', 'train', 'test', 'deploy', 'analyze')
+COMMANDS = ('plan', 'calibrate', 'train', 'test', 'deploy', 'analyze')
 
 
 def main(arguments: Optional[Sequence[str]] = None) -> None:
