@@ -9,13 +9,14 @@ from ..deploy.simulation import simulate
 from ..errors import ConfigError
 from ..planning.fit import check_fits
 from ..planning.plan import Plan
-from ..planning.policy import make_plan
+from ..planning.policy import make_plan, plan_as_built
 from ..planning.rules import Rule
 from ..planning.traced_inputs import Example
 from ..quant import ActivationSpec, WeightSpec
 from ..quantized_model.conversion import check_convertible, convert
 from ..quantized_model.execution import Execution, set_execution
 from ..quantized_model.stages import check_stage, need_leader
+from ..quantized_model.state import is_root, state_of
 from ..quantized_model.undo import undone_on_error
 from .quant_config import QuantConfig
 
@@ -93,6 +94,8 @@ def plan(
 ) -> Plan:
     """Decide for every weight layer of ``model`` what it is quantized to; the model is not changed.
 
+    Of a quantized model it is what its layers are quantized to, and why they were.
+
     Default policy: convolutions that read the image, each task's last prediction layers and frozen layers at
     8 bits, all other layers at the asked bits. Then the rules, in order; later rules win.
 
@@ -119,7 +122,12 @@ def plan(
     [8, 2, 8]
     """
     whole = _whole_config(weight, activation, rules, config)
-    return make_plan(_not_compiled(model), whole.weight, whole.activation, whole.rules, example)
+    original = _not_compiled(model)
+    if not is_root(original):
+        return make_plan(original, whole.weight, whole.activation, whole.rules, example)
+    if whole != QuantConfig():
+        raise ConfigError('plan: the model is quantized already. Plan the float model, or ask for no other bits')
+    return plan_as_built(original, state_of(original).plan)
 
 
 def apply_config(

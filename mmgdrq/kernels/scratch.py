@@ -7,6 +7,7 @@ allocator does that, and the functions just allocate.
 
 import math
 import threading
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -31,7 +32,7 @@ def take(slot: str, like: Tensor, dtype: torch.dtype) -> Tensor:
     """
     if like.device.type != 'cpu':
         return torch.empty_like(like, dtype=dtype, requires_grad=False)
-    held = _buffers.__dict__
+    held: dict[Any, Tensor] = _buffers.__dict__
     size = math.prod(like.shape)
     buffer = held.get((slot, dtype))
     if buffer is None or buffer.numel() < size:

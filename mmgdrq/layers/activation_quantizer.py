@@ -96,7 +96,7 @@ class ActivationQuantizer(Quantizer):
         threshold = self.threshold.detach()
         powers = self.spec.range == 'lehmer'
         encoded = encode_activation(x, threshold, levels, limits, 'input', keep, x.requires_grad, statistic, powers)
-        if observing:
+        if statistic is not None:
             if self.spec.range == 'mean':
                 statistic[1] = x.numel()
             self._add(statistic)

@@ -56,7 +56,9 @@ class QuantizedLayer(ModuleMixin):
         if 'parametrizations' in self._modules:  # torch.nn.utils.parametrizations.spectral_norm
             return self.parametrizations.weight.original
         # torch.nn.utils.spectral_norm computes `weight` from `weight_orig`
-        return self._parameters.get('weight', self._parameters.get('weight_orig'))
+        stored = self._parameters.get('weight', self._parameters.get('weight_orig'))
+        assert stored is not None, 'only layers with such a weight become quantized layers'
+        return stored
 
     @torch.no_grad()
     def scale_clip_(self) -> None:

@@ -1,6 +1,6 @@
 """A weight that has not changed is not quantized again."""
 
-from typing import Callable, Optional
+from typing import Any, Callable, Optional
 
 import torch
 from torch import Tensor
@@ -24,7 +24,8 @@ class WeightCache:
 
     def __init__(self) -> None:
         self.enabled = True
-        self.clear()
+        self._codes: Optional[tuple[Any, Any]] = None
+        self._values: Optional[tuple[Any, Tensor]] = None
 
     def clear(self) -> None:
         """Forget the weight."""
@@ -83,4 +84,4 @@ def _checksum(tensor: Tensor) -> tuple[int, ...]:
     if native.built():
         return (native.checksum(data),)
     flat = data.as_strided((data.numel(),), (1,)).view(torch.uint8).long()
-    return flat.sum().item(), flat.mul_(torch.arange(1, flat.numel() + 1)).sum().item()
+    return int(flat.sum()), int(flat.mul_(torch.arange(1, flat.numel() + 1)).sum())

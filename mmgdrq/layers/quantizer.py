@@ -92,7 +92,8 @@ class Quantizer(nn.Module):
 @torch.no_grad()
 def keep_positive(quantizers: Iterable[Quantizer]) -> None:
     """Learned ranges that an optimizer step took below zero go on from their mirror images."""
-    ranges = [q.learned().data for q in quantizers if q._ready and q.learned() is not None]
+    learned = [q.learned() for q in quantizers if q._ready]
+    ranges = [parameter.data for parameter in learned if parameter is not None]
     if ranges and not torch.compiler.is_compiling():
         torch._foreach_abs_(ranges)
         torch._foreach_clamp_min_(ranges, LEARNED_FLOOR)

@@ -70,7 +70,8 @@ class WeightQuantizer(Quantizer):
         if self.spec.range == 'search' and self.training and not self.state.managed:
             self.renew(weight.detach())  # a layer of its own: every call is an iteration
         if encode and self.spec.range == 'learned':
-            return self._learned(weight, True)
+            values, step = self._learned(weight)
+            return encode_learned(values, weight, step, self.spec.code_limits, self.spec.offset)
         if encode:
             with torch.no_grad():
                 return self.cache.operand(weight, self._encode) if self._keeps_codes() else self._encode(weight)
@@ -90,19 +91,17 @@ class WeightQuantizer(Quantizer):
 
     def _fake_quantize(self, weight: Tensor) -> Tensor:
         if self.spec.range == 'learned':
-            return self._learned(weight, False)
+            return self._learned(weight)[0]
         step = weight_step(weight, self.range_of(weight), self.spec)
         return fake_quantize_weight(weight, step, self.spec.code_limits, self.spec.offset)
 
-    def _learned(self, weight: Tensor, encode: bool) -> Union[Tensor, Encoded]:
+    def _learned(self, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """The fake-quantized weight and its steps."""
         step = weight_step(weight, self.range_of(weight), self.spec)
         # the filters of a group share one step, so its gradient counts the elements of all of them
         shared = weight.numel() / self.alpha.numel()
         scale = learned_range_scale(shared, self.spec.code_limits, self.spec.levels)
-        values = fake_quantize_learned(weight, step, self.spec.code_limits, scale, self.spec.offset)
-        if not encode:
-            return values
-        return encode_learned(values, weight, step, self.spec.code_limits, self.spec.offset)
+        return fake_quantize_learned(weight, step, self.spec.code_limits, scale, self.spec.offset), step
 
     def range_of(self, weight: Tensor) -> Tensor:
         """Range alpha of every group, shape ``(G,)``."""

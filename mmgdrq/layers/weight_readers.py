@@ -27,7 +27,8 @@ class WeightReader(ModuleMixin):
     reads: Reads = ()
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        inputs: dict[Any, Any] = {**dict(zip(_argument_names(type(self)), args)), **kwargs}
+        cls: Any = type(self)
+        inputs: dict[Any, Any] = {**dict(zip(_argument_names(cls), args)), **kwargs}
         reader: nn.Module = self
         for name, argument in self.reads:
             child = self.get_submodule(name)

@@ -133,10 +133,10 @@ def _run(teacher: nn.Module, args: tuple, kwargs: dict, proposals: _Proposals) -
         teacher(inputs, mode='tensor')
         return
     features = teacher.extract_feat(inputs)
-    for name in ('bbox_head', 'rpn_head'):
-        if _is_dense_head(getattr(teacher, name, None)):
-            getattr(teacher, name)(features)
-    roi_head = getattr(teacher, 'roi_head', None)
+    for head in (getattr(teacher, name, None) for name in ('bbox_head', 'rpn_head')):
+        if head is not None and _is_dense_head(head):
+            head(features)
+    roi_head: Any = getattr(teacher, 'roi_head', None)
     for name, rois in zip(proposals.heads, proposals.rois):
         extractor = teacher.get_submodule(name.replace('bbox_head', 'bbox_roi_extractor'))
         pooled = extractor(features[: extractor.num_inputs], rois)

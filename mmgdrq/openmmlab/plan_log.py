@@ -1,13 +1,9 @@
 """The plan of a quantized model in the log."""
 
-from dataclasses import replace
-
 from mmengine.logging import MMLogger
 from torch import nn
 
-from ..planning.plan import Plan
-from ..planning.policy import make_plan
-from ..planning.row import PlanRow
+from ..planning.policy import plan_as_built
 from ..quantized_model.state import states_in
 
 
@@ -16,15 +12,4 @@ def log_plan(model: nn.Module, logger: MMLogger) -> None:
     state = next(states_in(model))
     if state.log != logger.instance_name:
         state.log = logger.instance_name
-        logger.info('mmgdrq: the quantization plan\n%s', state.plan or registered_plan(model))
-
-
-def registered_plan(model: nn.Module) -> Plan:
-    """The plan of a model as it is: what its registered layers are quantized to."""
-    return Plan(map(_as_it_is, make_plan(model)))
-
-
-def _as_it_is(row: PlanRow) -> PlanRow:
-    if row.built:
-        return replace(row, reason='registered')
-    return row.in_float('not registered' if row.quantized else row.reason)
+        logger.info('mmgdrq: the quantization plan\n%s', state.plan or plan_as_built(model))

@@ -37,6 +37,7 @@ class RunTeacher:
             CheckpointError: its weights do not fit.
         """
         self.end()
+        assert self.network is not None, 'take() comes first'
         source = self.settings.checkpoint or (None if _is_resumed(runner) else runner._load_from)
         if source is not None:
             _load(self.network, source)

@@ -1,6 +1,7 @@
 """Make the plan of a model: the default policy, then the rules of the user. Reads a model and never changes it."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Optional
 
 from torch import nn
@@ -53,6 +54,25 @@ def make_plan(
     for number, rule in enumerate(rules):
         rows = apply_rule(rule, f'rules[{number}]', rows)
     return Plan(map(settle, rows))
+
+
+def plan_as_built(model: nn.Module, before: Optional[Plan] = None) -> Plan:
+    """The plan of a model as it is: what its quantized layers are quantized to; the rest is in float.
+
+    Args:
+        model: a model with quantized layers.
+        before: the plan that it was quantized by, which knows the reasons; None for registered layers.
+    """
+    reasons = {row.name: row.reason for row in before or ()}
+    return Plan(_as_built(row, reasons.get(row.name)) for row in make_plan(model))
+
+
+def _as_built(row: PlanRow, reason: Optional[str]) -> PlanRow:
+    if row.built:
+        return replace(row, reason='registered' if reason is None else reason)
+    if reason is None:
+        reason = 'not registered' if row.quantized else row.reason
+    return row.in_float(reason)
 
 
 def first_and_last(model: nn.Module, layers: list[WeightLayer], example: Optional[Example] = None) -> dict[str, str]:

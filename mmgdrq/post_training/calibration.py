@@ -84,7 +84,9 @@ def calibrate(
         count = _set_input_ranges(model, run, _shown(itertools.chain([first], batches), progress))
         _set_weight_ranges(model)
         layers = layer_errors(model, lambda: run(model, first))
-    return CalibrationReport(state_of(model).plan, layers, count)
+    made = state_of(model).plan
+    assert made is not None
+    return CalibrationReport(made, layers, count)
 
 
 def run_batch(model: nn.Module, batch: Any) -> Any:

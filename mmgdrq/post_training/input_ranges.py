@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Optional
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +26,7 @@ class InputStatistics:
         self.quantizer = quantizer
         self.lowest = self.highest = 0.0
         self.sums = torch.zeros(2, dtype=torch.float64, device=quantizer.threshold.device)
-        self.counts = None
+        self.counts: Optional[Tensor] = None
 
     @torch.no_grad()
     def add(self, x: Tensor) -> None:
@@ -56,6 +57,7 @@ class InputStatistics:
         spec = self.quantizer.spec
         signed = self.lowest < 0 if spec.signed == 'auto' else spec.signed
         if self._by_histogram:
+            assert self.counts is not None
             threshold = search_threshold(self.counts, spec.levels(signed), spec.code_limits(signed), spec.p)
         else:
             threshold = threshold_of(self.sums[0] / self.sums[1], spec, signed)

@@ -46,6 +46,7 @@ def _compare(model: nn.Module, name: str, sums: dict[str, Tensor]) -> Callable:
             found = _tensor(layer.forward(*args, **kwargs))
         finally:
             set_stage(model, 'float')
+        assert found is not None, 'the same call gives the same kind of output'
         pair = torch.stack([_norm(found - expected), _norm(expected)]).square()
         sums[name] = sums[name] + pair if name in sums else pair
 

@@ -203,7 +203,7 @@ def _by_kernel(x: Tensor, step: Tensor, *others: Tensor) -> bool:
     return on_cpu(x, step, *others) and by_rows and x.numel() > 0 and dense(x) is x and step.is_contiguous()
 
 
-def learned_range_scale(elements: int, limits: tuple[int, int], levels: int) -> float:
+def learned_range_scale(elements: float, limits: tuple[int, int], levels: int) -> float:
     """Factor on the gradient of a step that trains its range: ``levels^2 / sqrt(N * highest code)``.
 
     LSQ (Esser et al., ICLR 2020, section 2.2) trains the step with ``1 / sqrt(N * highest code)``. Of a range

@@ -68,7 +68,7 @@ def set_execution(model: nn.Module, **switches: Any) -> Execution:
     """
     execution = Execution.from_config(switches)
     for layer in quantized_layers(model):
-        layer.one_byte = execution.codes
+        layer.one_byte = execution.codes  # type: ignore[assignment]  # torch expects a tensor or a module
         if isinstance(layer.weight_quantizer, WeightQuantizer):
             layer.weight_quantizer.cache.enabled = execution.cache
             layer.weight_quantizer.cache.clear()

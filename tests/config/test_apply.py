@@ -173,3 +173,17 @@ def test_a_model_on_the_meta_device():
     model.to_empty(device='cpu')
     mmgdrq.quantize(model).load_state_dict(trained.state_dict())
     assert torch.equal(model.eval()(X), trained.eval()(X)), 'as the error says'
+
+
+def test_the_plan_of_a_quantized_model_is_what_its_layers_are():
+    model = mmgdrq.quantize(build(), dict(bits=3), rules=[dict(pattern='4', skip=True)])
+    now = mmgdrq.plan(model)
+    planned = mmgdrq.state(model).plan
+    assert [(row.weight, row.activation, row.reason) for row in now] == [
+        (row.weight, row.activation, row.reason) for row in planned
+    ]
+    model[2] = mmgdrq.quantize(nn.Sequential(nn.Conv2d(4, 4, 3)), dict(bits=5))[0]
+    now = mmgdrq.plan(model)
+    assert [row.weight and row.weight.bits for row in now] == [8, 8, None], 'of the layer that is there, a first one'
+    with pytest.raises(ConfigError, match='plan: the model is quantized already'):
+        mmgdrq.plan(model, dict(bits=4))

@@ -13,6 +13,7 @@ from mmgdrq.errors import ConfigError
 from mmgdrq.planning.rules import Rule
 from mmgdrq.quant import ActivationSpec, WeightSpec
 from mmgdrq.quantized_model.execution import Execution
+from mmgdrq.training.distillation.settings import Distillation
 from mmgdrq.training.schedule import Schedule
 
 WHOLE = dict(
@@ -23,6 +24,7 @@ WHOLE = dict(
     scale_clip=False,
     execution=dict(cache=False),
     deploy='onnxruntime',
+    distill=dict(weight=0.5),
 )
 
 
@@ -36,6 +38,7 @@ def test_its_parts_are_the_objects_of_the_parts():
         scale_clip=False,
         execution=Execution(cache=False),
         deploy='onnxruntime',
+        distill=Distillation(weight=0.5),
     )
     assert config == QuantConfig(**WHOLE)
     assert set(WHOLE) == set(KEYS) == {field.name for field in fields(QuantConfig)}
@@ -52,7 +55,10 @@ def test_configs_of_mmengine_are_taken_and_copies_are_equal():
 def test_the_defaults():
     for config in (QuantConfig(), QuantConfig.from_config({}, 'quant'), QuantConfig.from_config(dict(weight=None), '')):
         assert (config.weight, config.activation, config.rules) == (WeightSpec(), ActivationSpec(), ())
-        assert (config.stages, config.execution, config.deploy, config.scale_clip) == (None, None, None, True)
+        assert (config.stages, config.execution, config.deploy, config.distill, config.scale_clip) == (
+            *4 * [None],
+            True,
+        )
         assert config.schedule == Schedule()
 
 
@@ -78,6 +84,7 @@ def test_the_defaults():
         (dict(execution=dict(cach=False)), "execution: unknown key 'cach'. Did you mean 'cache'"),
         (dict(execution=dict(cache=0)), 'execution: cache=0 is not True or False'),
         (dict(execution=False), 'execution: expected a dict'),
+        (dict(distill=dict(temprature=2)), "distill: unknown key 'temprature'. Did you mean 'temperature'"),
         (dict(deploy='openvino'), "deploy='openvino': expected 'onnxruntime'"),
     ],
 )

@@ -127,8 +127,9 @@ class _Trace(TorchFunctionMode):
         found = {}
         for name, readers in self.readers.items():
             norm = next(iter(readers)) if len(readers) == 1 else None
-            carries = norm in self.sources and _carries_a_scale(self.model.get_submodule(norm))
-            if carries and self.sources[norm] == {name}:
+            if norm is None or self.sources.get(norm) != {name}:
+                continue
+            if _carries_a_scale(self.model.get_submodule(norm)):
                 found[name] = norm
         return found
 

@@ -48,9 +48,10 @@ def plan_of(cfg: Config, name: str) -> Plan:
         for hook in runner.hooks:
             if isinstance(hook, GDRQHook):
                 hook.before_run(runner)
-    if not is_root(runner.model):
+    plan = state_of(runner.model).plan if is_root(runner.model) else None
+    if plan is None:
         raise ConfigError(f'config: {name} has no plan. Add GDRQHook or mmgdrq.Quantized, for the whole model')
-    return state_of(runner.model).plan
+    return plan
 
 
 def main(arguments: Optional[Sequence[str]] = None) -> None:

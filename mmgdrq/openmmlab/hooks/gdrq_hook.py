@@ -77,7 +77,7 @@ class GDRQHook(AveragesHook):
         self.schedule = self.config.schedule
         self.given = [key for key in ('weight', 'activation', 'rules') if asked[key]]
         self.range_check = RangeCheckHook()
-        self.model: Optional[nn.Module] = None
+        self.model: Any = None
         self.projection: Optional[ScaleClip] = None
         self.teacher = None if self.config.distill is None else RunTeacher(self.config.distill)
 

@@ -1,5 +1,7 @@
 """Checkpoints that a kill or a full disk cannot destroy while they are saved."""
 
+from typing import Optional
+
 from mmengine.fileio import FileClient
 from mmengine.hooks import CheckpointHook as MMEngineCheckpointHook
 
@@ -23,7 +25,8 @@ class SafeCheckpointHook(MMEngineCheckpointHook):
         super().before_train(runner)
 
     def _use_whole_files(self, folder: str) -> None:
-        if self.backend_args is None and self.file_client_args is None and not FileClient.parse_uri_prefix(folder):
+        backend: Optional[dict] = self.backend_args  # type: ignore[has-type]  # of mmengine's class
+        if backend is None and self.file_client_args is None and not FileClient.parse_uri_prefix(folder):
             self.backend_args = dict(backend=BACKEND)
 
     def _save_checkpoint_with_step(self, runner, step, meta) -> None:

@@ -145,7 +145,8 @@ class _Outputs:
         ]
 
     def start(self, active: bool) -> None:
-        self.active, self.of = active, {name: [] for name in self.names}
+        self.active = active
+        self.of: dict[str, list[Any]] = {name: [] for name in self.names}
 
     def _keep(self, watched: nn.Module, name: str) -> Callable:
         def keep(module: nn.Module, args: tuple, output: Any) -> None:
