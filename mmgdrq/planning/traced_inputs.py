@@ -31,13 +31,13 @@ class _Followed(TorchDispatchMode):
         return result
 
     def any_of(self, values: Any) -> bool:
-        return any(id(tensor) in self.tensors for tensor in tensors_in(values))
+        return any(id(tensor) in self.tensors for tensor in _with_bases(values))
 
     def add(self, values: Any) -> None:
-        self.tensors.update((id(tensor), tensor) for tensor in tensors_in(values))
+        self.tensors.update((id(tensor), tensor) for tensor in _with_bases(values))
 
     def drop(self, values: Any) -> None:
-        for tensor in tensors_in(values):
+        for tensor in _with_bases(values):
             self.tensors.pop(id(tensor), None)
 
 
@@ -102,6 +102,14 @@ def tensors_in(values: Any) -> Iterator[Tensor]:
         parts: Iterable = values.values() if isinstance(values, Mapping) else values
         for part in parts:
             yield from tensors_in(part)
+
+
+def _with_bases(values: Any) -> Iterator[Tensor]:
+    """All tensors, and those that they are views of: an image may be written into a part of another tensor."""
+    for tensor in tensors_in(values):
+        yield tensor
+        if tensor._base is not None:
+            yield tensor._base
 
 
 @contextmanager

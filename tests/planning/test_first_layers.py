@@ -110,6 +110,24 @@ class Pair(nn.Module):
         return self.c(self.a(x) + self.b(y))
 
 
+class Padding(nn.Module):
+    """Writes its image into a part of a larger one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.stem, self.last = nn.Conv2d(8, 8, 3), nn.Conv2d(4, 8, 3), nn.Conv2d(8, 2, 1)
+
+    def forward(self, image):
+        padded = torch.zeros(1, 4, 16, 16)
+        padded[:, :3, 2:11, 2:11] = image
+        return self.last(self.body(self.stem(padded)))
+
+
+def test_an_image_that_is_written_into_another_tensor():
+    found = reasons(Padding(), example=torch.rand(1, 3, 9, 9))
+    assert found == {'stem': TRACED, 'last': 'prediction layer'}
+
+
 def test_positional_inputs():
     found = reasons(Pair(), example=(torch.rand(2, 4), torch.rand(2, 4)))
     assert found == {'a': TRACED, 'b': TRACED, 'c': 'prediction layer'}
