@@ -5,7 +5,7 @@ PYTHON ?= $(shell $(VENV)/bin/python -c '' 2>/dev/null && echo $(VENV)/bin/pytho
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-zoo reliability fuzz lint format clean
+.PHONY: help setup demo test test-zoo reliability fuzz lint types format clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s%s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -19,7 +19,7 @@ setup: ## make the environment, or bring it up to date
 demo: setup ## train a small 2-bit model and deploy it
 	$(BIN)/python demo/demo.py
 
-test: lint ## check the style, then run all tests; ARGS= goes to pytest
+test: lint types ## check the style and the types, then run all tests; ARGS= goes to pytest
 	$(BIN)/python -m pytest $(ARGS)
 
 test-zoo: setup ## take a training step with every shipped config
@@ -35,10 +35,13 @@ lint: setup ## check the style
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 
+types: setup ## check the types
+	$(BIN)/mypy
+
 format: setup ## mend the style where that can be done automatically
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
 clean: ## remove what builds and tests left; the environment stays
-	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	find mmgdrq tools tests -name __pycache__ -type d -prune -exec rm -rf {} +

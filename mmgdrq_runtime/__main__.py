@@ -4,7 +4,7 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
-from typing import Any, Optional
+from typing import Any, Optional, cast
 
 from .drawing import draw
 from .engines import ENGINES
@@ -29,7 +29,7 @@ def main(arguments: Optional[Sequence[str]] = None) -> None:
     args = parse_args(arguments)
     try:
         model = load(args.directory, args.engine, args.threads)
-        result = model(args.image)
+        result = cast(Result, model(args.image))
         print(json.dumps(summary(result, model.classes, args.score_thr), indent=1))
         if args.out:
             draw(args.image, result, model.classes, model.palette, args.score_thr).save(args.out)

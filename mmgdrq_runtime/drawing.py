@@ -58,8 +58,10 @@ def color_of(label: int, palette: Optional[Sequence[Sequence[int]]] = None) -> t
     (9, 8, 7)
     """
     if palette is not None and label < len(palette):
-        return tuple(palette[label])
-    return tuple(round(255 * part) for part in colorsys.hsv_to_rgb(label * 0.618 % 1, 0.8, 0.9))
+        red, green, blue = palette[label]
+    else:
+        red, green, blue = (round(255 * part) for part in colorsys.hsv_to_rgb(label * 0.618 % 1, 0.8, 0.9))
+    return red, green, blue
 
 
 def _draw_detections(pillow, pixels: np.ndarray, found: Detections, classes, palette):

@@ -30,8 +30,8 @@ def interpolate(maps: np.ndarray, shape: tuple[int, int], align_corners: bool) -
 def _taps(size: int, target: int, align_corners: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Both neighbours of each target pixel, and the weight of the second."""
     if align_corners:
-        scale = F32(size - 1) / F32(target - 1) if target > 1 else F32(0)
-        position = scale * np.arange(target, dtype=F32)
+        step = F32(size - 1) / F32(target - 1) if target > 1 else F32(0)
+        position = step * np.arange(target, dtype=F32)
     else:
         scale = float(F32(size) / F32(target))
         position = np.maximum(scale * (np.arange(target) + 0.5) - 0.5, 0).astype(F32)

@@ -1,6 +1,7 @@
 """Paste predicted masks into the image, as mmdet does with ``grid_sample``."""
 
 import math
+from typing import Any
 
 import numpy as np
 
@@ -43,7 +44,7 @@ def _taps(begin: int, end: int, low: np.float32, high: np.float32, size: int) ->
 def _sample(mask: np.ndarray, y: tuple[np.ndarray, np.ndarray], x: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
     around = np.pad(mask, 3)  # zeros beside the mask, so that every index exists
     (top, below), (left, beside) = y, x
-    value = 0
+    value: Any = 0
     for row, height in ((top, 1 - below), (top + 1, below)):
         for column, width in ((left, 1 - beside), (left + 1, beside)):
             value = value + around[np.ix_(row + 3, column + 3)] * (height[:, None] * width)

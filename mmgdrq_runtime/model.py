@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Optional, Union
+from typing import Any, Optional, Union, cast
 
 import numpy as np
 
@@ -91,7 +91,7 @@ class Model:
         """
         if isinstance(images, (list, tuple)):
             return self._run([load_image(image) for image in images])
-        return self._run([load_image(images)])[0]
+        return self._run([load_image(cast(Image, images))])[0]
 
     def _run(self, images: Sequence[np.ndarray]) -> list[Result]:
         prepared = [prepare(image, self.pipeline['preprocessing']) for image in images]

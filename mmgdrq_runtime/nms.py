@@ -26,7 +26,7 @@ def nms(boxes: np.ndarray, scores: np.ndarray, threshold: float) -> np.ndarray:
     x1, y1, x2, y2 = boxes[order].T
     area = (x2 - x1) * (y2 - y1)
     alive = np.ones(len(order), bool)
-    threshold = np.float32(threshold)
+    limit = np.float32(threshold)
     with np.errstate(invalid='ignore', divide='ignore', over='ignore'):  # boxes without an area suppress nothing
         for i in range(len(order)):
             if not alive[i]:
@@ -35,7 +35,7 @@ def nms(boxes: np.ndarray, scores: np.ndarray, threshold: float) -> np.ndarray:
             width = np.minimum(x2[i], x2[rest]) - np.maximum(x1[i], x1[rest])
             height = np.minimum(y2[i], y2[rest]) - np.maximum(y1[i], y1[rest])
             inside = np.maximum(width, 0) * np.maximum(height, 0)
-            alive[rest] &= ~(inside / (area[i] + area[rest] - inside) > threshold)
+            alive[rest] &= ~(inside / (area[i] + area[rest] - inside) > limit)
     return order[alive]
 
 
@@ -72,9 +72,9 @@ def _moved_apart(boxes: np.ndarray, ids: np.ndarray) -> np.ndarray:
 
 
 def _each_id(boxes: np.ndarray, scores: np.ndarray, ids: np.ndarray, threshold: float) -> np.ndarray:
-    kept = []
+    parts = []
     for number in np.unique(ids):
         of_this = np.flatnonzero(ids == number)
-        kept.append(of_this[nms(boxes[of_this], scores[of_this], threshold)])
-    kept = np.sort(np.concatenate(kept))
+        parts.append(of_this[nms(boxes[of_this], scores[of_this], threshold)])
+    kept = np.sort(np.concatenate(parts))
     return kept[by_score(scores[kept])]

@@ -93,7 +93,7 @@ def _samples(feature: np.ndarray, y: np.ndarray, x: np.ndarray) -> np.ndarray:
     top, bottom, below, inside_y = _neighbours(y, feature.shape[0])
     left, right, beside, inside_x = _neighbours(x, feature.shape[1])
     inside = inside_y[:, :, None] & inside_x[:, None, :]
-    value = 0
+    value: Any = 0
     for row, height in ((top, 1 - below), (bottom, below)):
         for column, width in ((left, 1 - beside), (right, beside)):
             weight = np.where(inside, height[:, :, None] * width[:, None, :], F32(0))

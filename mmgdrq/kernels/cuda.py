@@ -134,7 +134,7 @@ def encode(
     grid = (float(levels), floor, float(limits[0]), float(limits[1]))
     unit = unit_of(threshold) if powers else threshold
     _launch(_encode, programs, x, values, *pointers, threshold, unit, x.numel(), *grid, **flags, BLOCK=BLOCK)
-    if statistic is not None:
+    if statistic is not None and sums is not None:
         statistic.copy_(sums.sum(0, dtype=torch.float64))
         if powers:
             statistic.mul_(torch.stack([unit.double() ** 3, unit.double() ** 2]))

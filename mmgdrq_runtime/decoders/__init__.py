@@ -1,5 +1,7 @@
 """What turns the outputs of the graphs into results: one file for each kind of head."""
 
+from typing import Any, Callable
+
 from .classifier import decode_classifier
 from .dense import decode_dense
 from .segmentor import decode_segmentor
@@ -7,7 +9,7 @@ from .two_stage import decode_two_stage
 from .yolov3 import decode_yolov3
 from .yolox import decode_yolox
 
-DECODERS = {
+DECODERS: dict[str, Callable[..., Any]] = {
     'classifier': decode_classifier,
     'dense': decode_dense,
     'segmentor': decode_segmentor,

@@ -44,7 +44,8 @@ def slide(run, tensor: np.ndarray, spec: Spec) -> np.ndarray:
         Shape ``(classes, H, W)``.
     """
     height, width = tensor.shape[1:]
-    summed, count = None, np.zeros((height, width), np.float32)
+    summed: Any = None
+    count = np.zeros((height, width), np.float32)
     for top, bottom in _windows(height, spec['window']['size'][0], spec['window']['stride'][0]):
         for left, right in _windows(width, spec['window']['size'][1], spec['window']['stride'][1]):
             window = tensor[None, :, top:bottom, left:right]

@@ -51,15 +51,16 @@ def propose(scores: Sequence[np.ndarray], boxes: Sequence[np.ndarray], info: Ima
         predictions = per_prior(maps[1], 4)[index]
         decoded = decode_boxes(level, predictions, maps[0].shape[2], index, info, spec)
         found.append((decoded, values[index], np.full(len(index), level)))
-    boxes, scores, ids = (np.concatenate(values) for values in zip(*found))
-    large = larger_than(boxes, spec['min_box_size'])
-    boxes, scores, ids = boxes[large], scores[large], ids[large]
-    return boxes[batched_nms(boxes, scores, ids, spec['nms'])[: spec['max_per_image']]]
+    regions, likely, ids = (np.concatenate(values) for values in zip(*found))
+    large = larger_than(regions, spec['min_box_size'])
+    regions, likely, ids = regions[large], likely[large], ids[large]
+    return regions[batched_nms(regions, likely, ids, spec['nms'])[: spec['max_per_image']]]
 
 
 def _refine(features: Sequence[np.ndarray], rois: np.ndarray, info: ImageInfo, spec: Spec, parts: Parts):
     """Run the heads one after the other; each moves the regions, and the logits are averaged."""
-    stages, summed = spec['stages'], 0
+    stages = spec['stages']
+    summed: Any = 0
     for number, stage in enumerate(stages):
         logits, predictions = parts[stage['part']](extract_regions(features, rois, stage['roi']))
         summed = summed + logits
@@ -89,7 +90,7 @@ def _detect(rois: np.ndarray, logits: np.ndarray, predictions: np.ndarray, info:
 
 def _with_masks(features: Sequence[np.ndarray], found: Detections, info: ImageInfo, spec: Spec, parts: Parts):
     regions = extract_regions(features, found.boxes, spec['roi'])
-    summed = sum(sigmoid(parts[part](regions)[0]) for part in spec['parts'])
+    summed: Any = sum(sigmoid(parts[part](regions)[0]) for part in spec['parts'])
     probability = summed / np.float32(len(spec['parts']))
     probability = probability[:, 0] if spec['class_agnostic'] else probability[np.arange(len(found)), found.labels]
     boxes = divide(found.boxes, info.scale_factor)

@@ -27,13 +27,13 @@ def decode_yolox(outputs: Sequence[np.ndarray], info: ImageInfo, spec: Spec, par
     """
     strides = spec['priors']['strides']
     levels = len(strides)
-    classes, boxes, objectness = (outputs[i * levels : (i + 1) * levels] for i in range(3))
+    classes, sides, objectness = (outputs[i * levels : (i + 1) * levels] for i in range(3))
     logits = np.concatenate([per_prior(maps, spec['outputs']) for maps in classes])
     present = sigmoid(np.concatenate([maps.reshape(-1) for maps in objectness]))
     labels = sigmoid(logits).argmax(1)  # of the scores, as two logits may have one score
     scores = sigmoid(logits[np.arange(len(labels)), labels]) * present
     found = np.flatnonzero(scores >= np.float32(spec['score_thr']))
-    boxes = np.concatenate([_boxes(maps, stride, spec) for maps, stride in zip(boxes, strides)])[found]
+    boxes = np.concatenate([_boxes(maps, stride, spec) for maps, stride in zip(sides, strides)])[found]
     boxes, scores, labels = divide(boxes, info.scale_factor), scores[found], labels[found]
     kept = batched_nms(boxes, scores, labels, spec['nms'])
     return Detections(boxes[kept], scores[kept], labels[kept])
@@ -42,7 +42,7 @@ def decode_yolox(outputs: Sequence[np.ndarray], info: ImageInfo, spec: Spec, par
 def _boxes(maps: np.ndarray, stride: Sequence[float], spec: Spec) -> np.ndarray:
     predictions = per_prior(maps, 4)
     points = points_at(stride, spec['priors']['offset'], maps.shape[2], np.arange(len(predictions)))
-    stride = np.asarray(stride, np.float32)
-    center = predictions[:, :2] * stride + points
-    half = exp(predictions[:, 2:]) * stride / 2
+    steps = np.asarray(stride, np.float32)
+    center = predictions[:, :2] * steps + points
+    half = exp(predictions[:, 2:]) * steps / 2
     return np.concatenate([center - half, center + half], 1)

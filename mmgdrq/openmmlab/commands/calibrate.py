@@ -8,9 +8,9 @@ import argparse
 import copy
 import io
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Sized
 from pathlib import Path
-from typing import Optional
+from typing import Optional, cast
 
 import torch
 from mmengine.config import Config
@@ -97,8 +97,9 @@ def calibrate_checkpoint(cfg: Config, checkpoint: str, out: Path, split: str, im
         )
     runner.load_or_resume()
     loader = calibration_loader(cfg, split, images)
-    if len(loader.dataset) < images:
-        runner.logger.warning('mmgdrq: --split %s has %d images only', split, len(loader.dataset))
+    found = len(cast(Sized, loader.dataset))
+    if found < images:
+        runner.logger.warning('mmgdrq: --split %s has %d images only', split, found)
     report = calibrate(model, loader, progress=lambda batches: _with_bar(batches, len(loader)))
     hub = runner.message_hub.state_dict()
     state = dict(meta=dict(epoch=0, iter=0), state_dict=model.state_dict(), message_hub=hub)  # resumed: from the start

@@ -35,7 +35,7 @@ def describe_decoder(model: nn.Module, graphs: Mapping[str, Any]) -> dict[str, A
 
 def _leaves_of(graphs: Mapping[str, Any]) -> dict[str, int]:
     """Number of outputs of each part."""
-    entries = next(iter(graphs.values()), {})
+    entries: Mapping[str, Any] = next(iter(graphs.values()), {})
     return {name: pytree.treespec_loads(entry['tree']).num_leaves for name, entry in entries.items()}
 
 
