@@ -35,7 +35,7 @@ class ActivationQuantizer(Quantizer):
     one step of the running threshold. The first call that is not all zero calibrates; at the end of its
     iteration :meth:`settle` replaces that range by the one of all calls and ranks.
 
-    Buffers: ``threshold`` (scalar T), ``signed``, ``initialized``.
+    Buffers: ``threshold`` (scalar T); the flags ``signed`` and ``initialized``, as 0.0 or 1.0, which can be averaged.
     """
 
     def __init__(self, spec: ActivationSpec, device=None) -> None:
@@ -48,8 +48,8 @@ class ActivationQuantizer(Quantizer):
             self.threshold = nn.Parameter(threshold)
         else:
             self.register_buffer('threshold', threshold)
-        self.register_buffer('signed', torch.tensor(spec.signed is True, device=device))
-        self.register_buffer('initialized', torch.tensor(False, device=device))
+        self.register_buffer('signed', torch.tensor(float(spec.signed is True), device=device))
+        self.register_buffer('initialized', torch.tensor(0.0, device=device))
         pending = torch.zeros(3, dtype=torch.float64, device=device)
         self.register_buffer('pending', pending, persistent=False)
 
@@ -68,7 +68,7 @@ class ActivationQuantizer(Quantizer):
         mode = self.mode
         if mode == FLOAT or x.numel() == 0:
             return self._idle(x)
-        self._check_begun()
+        self._check_inside()
         observing = self._is_observing()
         at_once = (
             encode and observing and not self.is_fresh() and mode == QUANTIZE and self.spec.range in MEAN_RULES
@@ -78,22 +78,31 @@ class ActivationQuantizer(Quantizer):
         if not self.is_ready():
             return self._idle(self._without_range(x))
         keep_positive([self])
+        threshold, signed = self._range()
         if mode == CLIP:
             clip = encode_clipped if encode else clip_activation
-            return clip(self._idle(x), self.threshold.detach(), self._signed)
-        levels, limits = self.spec.levels(self._signed), self.spec.code_limits(self._signed)
+            return clip(self._idle(x), threshold.detach(), signed)
+        levels, limits = self.spec.levels(signed), self.spec.code_limits(signed)
         if self.spec.range == 'learned' and (torch.is_grad_enabled() or not encode):
             step = step_of(self.threshold, levels)
             values = fake_quantize_learned(x, step, limits, learned_range_scale(x.numel(), limits, levels))
             return encode_learned(values, x, step, limits) if encode else values
         if encode:
-            return self._encode(x, levels, limits, torch.is_grad_enabled(), at_once)
-        return fake_quantize_activation(x, self.threshold, levels, limits)
+            return self._encode(x, threshold.detach(), levels, limits, torch.is_grad_enabled(), at_once)
+        return fake_quantize_activation(x, threshold, levels, limits)
+
+    def _range(self) -> tuple[Tensor, bool]:
+        """Threshold and sign; in a recomputation by the backward pass those of its forward pass."""
+        if self.spec.range == 'learned':  # only an optimizer moves it
+            return self.threshold, self._signed
+        kept = self.state.passes.kept(self)
+        return (self.threshold, self._signed) if kept is None else kept
 
     @torch.no_grad()
-    def _encode(self, x: Tensor, levels: int, limits: tuple[int, int], keep: bool, observing: bool) -> Encoded:
+    def _encode(
+        self, x: Tensor, threshold: Tensor, levels: int, limits: tuple[int, int], keep: bool, observing: bool
+    ) -> Encoded:
         statistic = torch.empty(2, dtype=torch.float64, device=x.device) if observing else None
-        threshold = self.threshold.detach()
         powers = self.spec.range == 'lehmer'
         encoded = encode_activation(x, threshold, levels, limits, 'input', keep, x.requires_grad, statistic, powers)
         if statistic is not None:
@@ -141,6 +150,8 @@ class ActivationQuantizer(Quantizer):
             raise self._not_finite()
         signed = self.spec.signed
         signed = negative > 0 if signed == 'auto' else signed
+        if self._ready:
+            self.state.passes.keep(self, (self.threshold.detach().clone(), self._signed))
         self.set_range(threshold_of(self.pending.new_tensor(statistic), self.spec, signed), signed)
         self.pending.zero_()
         self._fresh = False
@@ -155,14 +166,29 @@ class ActivationQuantizer(Quantizer):
 
     def is_ready(self) -> bool:
         """Whether there is a range; asks the device only until there is one."""
-        if not self._ready and bool(self.initialized):
-            self._ready, self._signed = True, bool(self.signed)
+        if not self._ready:
+            self.read_flags(*torch.stack([self.initialized, self.signed]).tolist(), 0.0)
         return self._ready
+
+    @torch.no_grad()
+    def read_flags(self, initialized: float, signed: float, count: float) -> None:
+        """Take over what the buffers ``initialized``, ``signed`` and ``pending`` (its count) hold now.
+
+        In an average of models some of which had no range yet, the flags are shares, and the threshold is too small by
+        the same share.
+        """
+        if 0 < initialized < 1:
+            self.threshold.data.div_(initialized)
+            signed = float(signed > initialized / 2)
+            self.signed.fill_(signed)
+            self.initialized.fill_(1.0)
+        self._ready, self._signed = initialized > 0, signed > 0.5
+        self.observed = self.observed or count > 0
 
     def _is_observing(self) -> bool:
         # In a managed model the root decides: a frozen backbone stage is in eval mode while the model
         # trains (frozen_stages of OpenMMLab), and needs ranges as well.
-        return self.state.collecting if self.state.managed else self.training and not self.state.frozen
+        return self.state.passes.collecting if self.state.managed else self.training and not self.state.frozen
 
     def _calibrate(self, x: Tensor) -> None:
         lowest, highest = x.aminmax()
@@ -192,7 +218,7 @@ class ActivationQuantizer(Quantizer):
         if self._is_observing() or (self.training and not bool((x != 0).any())):
             return x  # nothing but zeros so far
         layer = self.layer_name or 'a quantized layer'
-        if self.state.frozen and (self.state.training or self.training):
+        if self.state.frozen and (self.state.passes.training or self.training):
             raise QuantizationError(
                 f'{layer}: the activation ranges are frozen, but it has none, so it would be trained in float. Let '
                 'freeze begin later, after some iterations of reshape or quantize, or start from a checkpoint of the '
@@ -270,7 +296,8 @@ def _step_alike(quantizers: list[ActivationQuantizer]) -> None:
     old = torch.stack([q.threshold for q in quantizers])
     usable = (count > 0) & torch.isfinite(new)
     steps = torch.where(usable, (new - old) * spec.momentum, 0.0)
-    for quantizer, step in zip(quantizers, steps.unbind()):
+    for quantizer, before, step in zip(quantizers, old.unbind(), steps.unbind()):
+        quantizer.state.passes.keep(quantizer, (before, signed))
         quantizer.threshold.add_(step)
         quantizer.pending.zero_()
         quantizer.observed = False

@@ -1,5 +1,6 @@
 """What the quantizers of weights and of activations share: the state, the format, and a range as a parameter."""
 
+import itertools
 from collections.abc import Iterable
 from typing import Optional
 
@@ -8,6 +9,7 @@ from torch import Tensor, nn
 
 from ..errors import CheckpointError, QuantizationError
 from ..quant import keep_in_graph
+from .passes import in_backward
 from .state import ModelState
 
 LEARNED_FLOOR = 1e-8
@@ -47,9 +49,10 @@ class Quantizer(nn.Module):
         """The range as a parameter, where it is one."""
         return next(iter(self._parameters.values()), None)
 
-    def _check_begun(self) -> None:
-        """Refuse to train where no forward pass of the model has begun, which sets the ranges and counts iterations."""
-        if self.training and self.state.managed and not self.state.begun:
+    def _check_inside(self) -> None:
+        """Refuse to train outside of the forward pass of the model, which sets the ranges and counts iterations."""
+        outside = self.training and self.state.managed and not self.state.passes.running and not self.state.frozen
+        if outside and torch.is_grad_enabled() and not torch.compiler.is_compiling() and not in_backward():
             raise QuantizationError(
                 f'{self.layer_name or "a quantized layer"}: it is trained outside of the forward pass of its quantized '
                 'model, which sets the ranges. Call the model itself, model(...), not model.loss(...) or a part of it. '
@@ -82,7 +85,7 @@ class Quantizer(nn.Module):
     def forget(self) -> None:
         """Start the range anew: it was one of other weights."""
         if 'initialized' in self._buffers:
-            self.initialized.fill_(False)
+            self.initialized.fill_(0.0)
         self._ready = False
 
     def extra_repr(self) -> str:
@@ -97,6 +100,18 @@ def keep_positive(quantizers: Iterable[Quantizer]) -> None:
     if ranges and not torch.compiler.is_compiling():
         torch._foreach_abs_(ranges)
         torch._foreach_clamp_min_(ranges, LEARNED_FLOOR)
+
+
+def read_flags(quantizers: Iterable[Quantizer]) -> None:
+    """Bring what quantizers remember of their flags up to their buffers; the device is asked once."""
+    flagged = [quantizer for quantizer in quantizers if 'initialized' in quantizer._buffers]
+    if not flagged:
+        return
+    flags = [[q.initialized, q.signed, q.pending[1]] if 'signed' in q._buffers else [q.initialized] for q in flagged]
+    device = flagged[0].initialized.device
+    values = iter(torch.stack([flag.to(device, torch.float64) for several in flags for flag in several]).tolist())
+    for quantizer, several in zip(flagged, flags):
+        quantizer.read_flags(*itertools.islice(values, len(several)))
 
 
 def _same_format(saved: Tensor, expected: Tensor) -> bool:

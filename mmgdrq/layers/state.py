@@ -1,6 +1,6 @@
 """What the quantizers of a model do at present: one plain object that all of them hold."""
 
-from typing import Any
+from .passes import Passes
 
 FLOAT, CLIP, QUANTIZE = 'float', 'clip', 'quantize'
 """What a quantizer does: nothing, Scale-Clip without rounding (activations only), or quantize."""
@@ -17,7 +17,7 @@ STAGES = tuple(MODES)
 
 
 class ModelState:
-    """Stage and course of the training of one model, or of one layer outside of a model.
+    """Stage and forward passes of one model, or of one layer outside of a model.
 
     It refers to no module, so that copies and pickles of a model share one of their own.
 
@@ -26,18 +26,14 @@ class ModelState:
         frozen: whether ranges stay as they are.
         managed: whether the forward pass of a root module is one iteration. Where it is not, as with a layer of its
             own, every call in training mode is one.
-        begun: whether a forward pass of the root has begun since this object was made, copied or unpickled.
-        training: whether the last one that began was in training mode.
-        collecting: whether one is running that adds to the statistics.
+        passes: the forward passes of the root.
     """
 
     def __init__(self, stage: str = 'quantize') -> None:
         self.stage = stage
         self.frozen = False
         self.managed = False
-        self.begun = False
-        self.training = False
-        self.collecting = False
+        self.passes = Passes()
 
     def weight_mode(self) -> str:
         """What quantizers of weights do."""
@@ -46,11 +42,3 @@ class ModelState:
     def activation_mode(self) -> str:
         """What quantizers of activations do."""
         return MODES[self.stage][1]
-
-    def begin(self, training: bool) -> None:
-        """Note that a forward pass of the root begins."""
-        self.begun, self.training, self.collecting = True, training, training and not self.frozen
-
-    def __getstate__(self) -> dict[str, Any]:
-        """For copies and pickles, which no forward pass of a root has reached yet."""
-        return {**self.__dict__, 'begun': False, 'training': False, 'collecting': False}

@@ -21,6 +21,7 @@ from ..quant import (
 )
 from ..quant.specs import GRIDS
 from .cache import WeightCache
+from .passes import in_backward
 from .quantizer import Quantizer, keep_positive
 from .state import FLOAT
 
@@ -49,7 +50,7 @@ class WeightQuantizer(Quantizer):
             self.alpha = nn.Parameter(alpha)
         else:
             self.register_buffer('alpha', alpha)
-        self.register_buffer('initialized', torch.tensor(False, device=weight.device))
+        self.register_buffer('initialized', torch.tensor(0.0, device=weight.device))
 
     @property
     def mode(self) -> str:
@@ -66,7 +67,7 @@ class WeightQuantizer(Quantizer):
         if self.mode == FLOAT:
             return self._idle(weight)
         if self.spec.range == 'search' and torch.is_grad_enabled():
-            self._check_begun()  # other ranges follow the weight in every call, or are parameters
+            self._check_inside()  # other ranges follow the weight in every call, or are parameters
         if self.spec.range == 'search' and self.training and not self.state.managed:
             self.renew(weight.detach())  # a layer of its own: every call is an iteration
         if encode and self.spec.range == 'learned':
@@ -80,8 +81,10 @@ class WeightQuantizer(Quantizer):
         return self._fake_quantize(weight)
 
     def _keeps_codes(self) -> bool:
-        # in a managed model, which clears the cache before every training iteration
-        return self.training and self.state.managed and self.state.begun
+        # for an iteration of a managed model, which clears the cache before it, and for its backward pass
+        passes = self.state.passes
+        within = self.training and self.state.managed and (passes.running or in_backward())
+        return within and passes.kept(self) is None
 
     def _encode(self, weight: Tensor) -> Encoded:
         if not self.stateful:
@@ -104,9 +107,12 @@ class WeightQuantizer(Quantizer):
         return fake_quantize_learned(weight, step, self.spec.code_limits, scale, self.spec.offset), step
 
     def range_of(self, weight: Tensor) -> Tensor:
-        """Range alpha of every group, shape ``(G,)``."""
+        """Range alpha of every group, shape ``(G,)``; where a backward pass computes again, that of then."""
         if not self.stateful:
             return weight_range(weight, self.spec)
+        kept = self.state.passes.kept(self)
+        if kept is not None:
+            return kept
         if not self.is_ready():
             self.renew(weight)
         keep_positive([self])
@@ -114,13 +120,24 @@ class WeightQuantizer(Quantizer):
 
     def is_ready(self) -> bool:
         """Whether a searched or learned range has its first value."""
-        self._ready = self._ready or bool(self.initialized)
+        if not self._ready:
+            self.read_flags(float(self.initialized))
         return self._ready
+
+    @torch.no_grad()
+    def read_flags(self, initialized: float) -> None:
+        """Take over what the buffer ``initialized`` holds now; a share in an average, as that of an activation."""
+        if 0 < initialized < 1:
+            self.alpha.data.div_(initialized)
+            self.initialized.fill_(1.0)
+        self._ready = initialized > 0
 
     @torch.no_grad()
     def renew(self, weight: Tensor) -> None:
         """Fit the range to the present weight: a search the first time, then the best of three nearby."""
         ready = self.is_ready() and self.spec.range == 'search'
+        if ready:
+            self.state.passes.keep(self, self.alpha.clone())
         alpha = improve_weight_range(weight, self.alpha, self.spec) if ready else weight_range(weight, self.spec)
         self.alpha.copy_(alpha)
         self.initialized.fill_(True)

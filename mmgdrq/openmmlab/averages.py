@@ -14,7 +14,7 @@ from torch import nn
 
 from ..errors import ConfigError
 from ..layers import ActivationQuantizer, WeightQuantizer
-from ..quantized_model.stages import switch_stage
+from ..quantized_model.stages import freeze, switch_stage
 from ..quantized_model.state import is_root, state_of
 from .wrappers import unwrap
 
@@ -61,6 +61,7 @@ def copy_state(runner) -> None:
     if is_root(model):
         for average in _averages(runner):
             switch_stage(average, state_of(model).stage)
+            freeze(average, state_of(model).frozen)
 
 
 def _averages(runner) -> Iterator[nn.Module]:

@@ -3,16 +3,21 @@
 An iteration is one forward pass of the root module in training mode. Before it, the statistics of the
 last iteration become one step of every running threshold; during it, each quantizer adds up what it sees,
 however often a shared layer is called; after it, the sums of all ranks are added up in one collective.
-Recomputed forward passes (activation checkpointing) run after it and are not counted twice.
+What activation checkpointing computes again in the backward pass counts nothing, and uses the ranges of its forward
+pass.
 """
+
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..layers.activation_quantizer import ActivationQuantizer, settle_first_ranges, step_thresholds
-from ..layers.quantizer import Quantizer, keep_positive
+from ..layers.passes import in_backward
+from ..layers.quantizer import Quantizer, keep_positive, read_flags
 from ..layers.state import FLOAT
 from ..layers.walk import activation_quantizers, all_modules, quantized_layers
 from ..layers.weight_quantizer import WeightQuantizer
@@ -26,7 +31,7 @@ def manage(model: nn.Module) -> None:
         if isinstance(module, Quantizer) and not module.layer_name:
             module.layer_name = name.rpartition('.')[0]
     remember_layers(model)
-    model.register_forward_pre_hook(_begin)
+    model.register_forward_pre_hook(_begin, with_kwargs=True)
     model.register_forward_hook(_end)
 
 
@@ -39,13 +44,18 @@ def manage_registered(model: nn.Module) -> None:
 
 
 @torch.compiler.disable
-def _begin(model: nn.Module, args) -> None:
+def _begin(model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
     state: QuantizedModelState = getattr(model, ATTRIBUTE)
-    if not model.training and not torch.compiler.is_compiling():
-        read_buffers(model)
-    state.begin(model.training)
+    inputs = tensors_in((args, kwargs))
+    if model.training and in_backward():  # activation checkpointing of the whole model
+        state.passes.begin_again(inputs)
+        return
     modules = list(all_modules(model))
     quantizers = adopt(model, modules)
+    if not (model.training and state.passes.training) and not tracing():  # in training once, after an evaluation
+        read_buffers(model)
+        read_flags(quantizers)
+    collecting = model.training and not state.frozen
     refuse_new_float_layers(model, sum(isinstance(module, Quantizer) for module in modules))
     if model.training and state.frozen:
         for module in modules:
@@ -58,16 +68,20 @@ def _begin(model: nn.Module, args) -> None:
     for quantizer in quantizers:
         if isinstance(quantizer, WeightQuantizer) and quantizer.training:  # the weight may have changed
             quantizer.cache.clear()
-    if state.collecting:
+    if collecting:
         _renew_searched(model, state)
+    state.passes.begin(model.training, collecting, inputs)
 
 
 @torch.compiler.disable
 def _end(model: nn.Module, args, output) -> None:
+    state: QuantizedModelState = getattr(model, ATTRIBUTE)
+    if model.training and in_backward():
+        state.passes.end_again()
+        return
+    state.passes.end(tensors_in(output) if model.training else ())
     if not model.training:
         return
-    state: QuantizedModelState = getattr(model, ATTRIBUTE)
-    state.collecting = False
     # the same ones on all ranks
     quantizers = [q for q in activation_quantizers(model) if q.state is state and q.mode != FLOAT]
     if not quantizers:
@@ -75,6 +89,22 @@ def _end(model: nn.Module, args, output) -> None:
     if dist.is_available() and dist.is_initialized():
         _add_over_ranks(quantizers)
     settle_first_ranges(quantizers)
+
+
+def tracing() -> bool:
+    """Whether the values of tensors are not there to be read."""
+    return torch.compiler.is_compiling() or torch.jit.is_tracing()
+
+
+def tensors_in(values: Any) -> list[Tensor]:
+    """The tensors in nested lists, tuples and dicts, such as the arguments or the losses of a model."""
+    if isinstance(values, Tensor):
+        return [values]
+    if isinstance(values, Mapping):
+        values = values.values()
+    elif not isinstance(values, (list, tuple)):
+        return []
+    return [tensor for value in values for tensor in tensors_in(value)]
 
 
 def _renew_searched(model: nn.Module, state: QuantizedModelState) -> None:

@@ -4,13 +4,14 @@ The root and all quantizers hold one object. Stage and freezing are buffers of t
 averaged copies and distributed wrappers carry; the object is read from them where they may have changed.
 """
 
+import math
 from collections.abc import Iterable, Iterator
 from typing import Any, Optional
 
 import torch
 from torch import nn
 
-from ..errors import ConfigError
+from ..errors import ConfigError, QuantizationError
 from ..layers.quantizer import Quantizer
 from ..layers.state import STAGES, ModelState
 from ..layers.walk import all_modules
@@ -18,7 +19,7 @@ from ..planning.plan import Plan
 
 ATTRIBUTE = 'gdrq_state'
 STAGE, FROZEN = 'gdrq_stage', 'gdrq_frozen'
-"""Buffers of the root: the index of the stage, and whether ranges stay as they are."""
+"""Buffers of the root: the index of the stage, and whether ranges stay as they are; floats, as they are averaged."""
 
 
 class QuantizedModelState(ModelState):
@@ -60,7 +61,7 @@ def state_of(model: nn.Module, what: str = 'state') -> QuantizedModelState:
         what: the function that asks, for the message.
 
     Raises:
-        ConfigError: the model is not quantized.
+        ConfigError: the model is not quantized, or is a copy that has lost its state.
 
     >>> import mmgdrq
     >>> model = mmgdrq.quantize(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 2, 1)))
@@ -68,8 +69,17 @@ def state_of(model: nn.Module, what: str = 'state') -> QuantizedModelState:
     'quantize'
     """
     if not is_root(model):
+        if not hasattr(model, ATTRIBUTE) and any(q.state.managed for q in _quantizers(model)):
+            raise ConfigError(
+                f'{what}: this is a part of a quantized model, or a copy without its state. Give the model itself. A '
+                'copied torch.fx.GraphModule has lost its state: quantize a GraphModule after it is copied'
+            )
         raise ConfigError(f'{what}: the model is not quantized. Call mmgdrq.quantize(model, ...) first')
     return getattr(model, ATTRIBUTE)
+
+
+def _quantizers(model: nn.Module) -> Iterator[Quantizer]:
+    return (module for module in all_modules(model) if isinstance(module, Quantizer))
 
 
 def states_in(model: nn.Module) -> Iterator[QuantizedModelState]:
@@ -95,8 +105,8 @@ def attach_state(model: nn.Module, state: QuantizedModelState) -> None:
     """Let the root and all quantizers of ``model`` hold ``state``, and add the buffers that keep it."""
     setattr(model, ATTRIBUTE, state)
     adopt(model, list(all_modules(model)))
-    model.register_buffer(STAGE, torch.tensor(STAGES.index(state.stage)))
-    model.register_buffer(FROZEN, torch.tensor(state.frozen))
+    model.register_buffer(STAGE, torch.tensor(float(STAGES.index(state.stage))))
+    model.register_buffer(FROZEN, torch.tensor(float(state.frozen)))
     model.register_load_state_dict_post_hook(_after_load)
 
 
@@ -122,10 +132,16 @@ def write_frozen(model: nn.Module) -> None:
 
 
 def read_buffers(model: nn.Module) -> None:
-    """Bring the state up to the buffers of the root, which an average or a load may have changed; asks the device."""
+    """Bring the state up to the buffers of the root, which averages and loads change; asks the device."""
     if not hasattr(model, STAGE):  # registered layers alone
         return
     state = state_of(model)
-    state.stage = STAGES[int(getattr(model, STAGE))]
+    index = float(getattr(model, STAGE))
+    if not index.is_integer():
+        raise QuantizationError(
+            f"the model is an average over the stages '{STAGES[math.floor(index)]}' to '{STAGES[math.ceil(index)]}'. "
+            'Call mmgdrq.set_stage for the averaged model, too, when a stage begins, or average no buffers'
+        )
+    state.stage = STAGES[int(index)]
     if hasattr(model, FROZEN):  # a folded model has none
-        state.frozen = bool(getattr(model, FROZEN))
+        state.frozen = float(getattr(model, FROZEN)) > 0.5

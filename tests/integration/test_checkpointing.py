@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import mmgdrq
@@ -73,3 +74,62 @@ def test_several_forward_passes_before_one_backward_pass(rule):
     loss.backward()
     assert all(bool(p.grad.isfinite().all()) for p in net.parameters())
     assert float(net.tower.weight.grad.abs().sum()) > 0
+
+
+RULES = ['lehmer', 'mean', 'search', 'minmax', 'learned']
+PLACES = ['root, reentrant', 'root', 'block, reentrant', 'block']
+
+
+class Chain(nn.Module):
+    """Each of its layers is called once; ``block`` may be computed again."""
+
+    def __init__(self, reentrant=None):
+        super().__init__()
+        self.reentrant = reentrant
+        self.stem = nn.Conv2d(3, 4, 3, padding=1)
+        self.block = nn.Sequential(nn.Conv2d(4, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 4, 3, padding=1))
+        self.last = nn.Conv2d(4, 2, 1)
+
+    def forward(self, x):
+        x = F.relu(self.stem(x))
+        x = self.block(x) if self.reentrant is None else checkpoint(self.block, x, use_reentrant=self.reentrant)
+        return dict(loss=self.last(F.relu(x)).square().sum())
+
+
+def several_passes(place, rule, passes, iterations=3):
+    """Gradients and ranges of a training with several forward passes before each backward pass."""
+    torch.manual_seed(3)
+    reentrant = place is not None and place.endswith('reentrant')
+    block = place is not None and place.startswith('block')
+    weight = 'mean' if rule == 'lehmer' else rule
+    net = mmgdrq.quantize(Chain(reentrant if block else None), dict(bits=3, range=weight), dict(bits=4, range=rule))
+    if rule == 'learned':  # its first range is that of its first call, and then of all calls
+        net.train()(inputs(9))
+    found = []
+    for number in range(iterations):
+        net.train().zero_grad()
+        losses = []
+        for seed in range(passes):
+            x = (inputs(10 * number + seed) * (seed + 1)).requires_grad_()
+            root = place is not None and place.startswith('root')
+            loss = checkpoint(lambda x: net(x)['loss'], x, use_reentrant=reentrant) if root else net(x)['loss']
+            losses.append(loss)
+        sum(losses).backward()
+        found.append({name: p.grad.clone() for name, p in net.named_parameters()})
+        with torch.no_grad():
+            for parameter in net.parameters():
+                parameter.sub_(1e-3 * parameter.grad.sign())
+    return found, ranges(net)
+
+
+@pytest.mark.parametrize('passes', [1, 3])
+@pytest.mark.parametrize('rule', RULES)
+@pytest.mark.parametrize('place', PLACES)
+def test_gradients_are_exact_and_statistics_count_once(place, rule, passes):
+    expected, expected_ranges = several_passes(None, rule, passes)
+    found, found_ranges = several_passes(place, rule, passes)
+    for one, two in zip(expected, found):
+        for name, grad in one.items():
+            torch.testing.assert_close(two[name], grad, rtol=1e-5, atol=1e-5 * float(grad.abs().max()))
+    for name, value in expected_ranges.items():
+        torch.testing.assert_close(found_ranges[name], value, rtol=1e-5, atol=1e-6)

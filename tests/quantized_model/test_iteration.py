@@ -270,6 +270,9 @@ def test_training_around_the_model_is_an_error():
     with pytest.raises(QuantizationError, match=r'first: .* outside of the forward pass .* Call the model itself'):
         net.forward(exact(0, 5, 6))
     net(exact(0, 5, 6))
+    with pytest.raises(QuantizationError, match=r'first: .* outside of the forward pass'):
+        net.forward(exact(0, 5, 6))  # its statistics would not count
+    mmgdrq.freeze(net)
     net.forward(exact(0, 5, 6))
 
 

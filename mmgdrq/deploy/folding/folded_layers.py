@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ...layers.walk import all_modules
 from ...quant import quantize
 from ...quantized_model.replaced_layers import remember_layers
-from ...quantized_model.state import FROZEN, is_root
+from ...quantized_model.state import FROZEN, STAGE, is_root
 
 
 class CodeQuantizer(nn.Module):
@@ -58,6 +58,8 @@ class FoldedLinear(nn.Linear):
 
 
 FOLDED = {'conv': FoldedConv2d, 'linear': FoldedLinear}
+STORED_TYPES = {STAGE: torch.int64, 'signed': torch.bool, 'initialized': torch.bool}
+"""Buffers of quantized models that averages need as floats -> what they are in files of deployed models."""
 STORED = 'stored'
 """Kind of a layer without a folded form: its forward pass stays as it is, with the weight from integer codes."""
 
@@ -124,6 +126,9 @@ def become_folded_model(model: nn.Module, entries: dict[str, dict[str, Any]]) ->
         if is_root(module):
             remember_layers(module)
             module._buffers.pop(FROZEN, None)  # it does not train
+        for name, dtype in STORED_TYPES.items():
+            if module._buffers.get(name) is not None:
+                module._buffers[name] = module._buffers[name].to(dtype)
 
 
 def unread_parameters(folded: nn.Module) -> list[str]:

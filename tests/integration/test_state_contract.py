@@ -1,0 +1,215 @@
+"""What a quantized model is after it was copied, saved, averaged, moved, compiled, wrapped or taken apart."""
+
+import copy
+import io
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from mmengine.model import ExponentialMovingAverage
+from torch import fx, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel
+
+import mmgdrq
+from mmgdrq.errors import ConfigError, QuantizationError
+from mmgdrq.layers.quantizer import Quantizer
+from tests.helpers.nets import assert_same, inputs, small_net, trained
+
+
+def pickled(model):
+    """The model after ``torch.save`` of the module itself."""
+    file = io.BytesIO()
+    torch.save(model, file)
+    file.seek(0)
+    return torch.load(file, weights_only=False)
+
+
+def reloaded(model):
+    """A new model with the state dict of another one."""
+    new = mmgdrq.quantize(small_net(), dict(bits=3), dict(bits=4), stage=mmgdrq.get_stage(model))
+    new.load_state_dict(copy.deepcopy(model.state_dict()))
+    return new.train(model.training)
+
+
+COPIES = {
+    'deepcopy': copy.deepcopy,
+    'pickle': pickled,
+    'state_dict': reloaded,
+    'averaged': lambda model: AveragedModel(model).module,
+    'averaged with buffers': lambda model: AveragedModel(model, use_buffers=True).module,
+    'averaged by mmengine': lambda model: ExponentialMovingAverage(model, update_buffers=True).module.requires_grad_(),
+    'to': lambda model: copy.deepcopy(model).to('cpu', torch.float64).to(torch.float32),
+}
+
+
+def same_state(model) -> None:
+    """The root and all its quantizers hold one object."""
+    quantizers = [module for module in model.modules() if isinstance(module, Quantizer)]
+    assert len(quantizers) == 8
+    assert all(quantizer.state is mmgdrq.state(model) for quantizer in quantizers)
+
+
+def train(model, seeds=(7, 8)) -> list:
+    """Losses of some steps."""
+    optimizer = torch.optim.SGD(model.parameters(), 0.05)
+    losses = []
+    for seed in seeds:
+        optimizer.zero_grad()
+        loss = F.cross_entropy(model.train()(inputs(seed)), torch.tensor([0, 1]))
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
+def evaluated(model, seed=20):
+    with torch.no_grad():
+        return model.eval()(inputs(seed))
+
+
+@pytest.mark.parametrize('stage', ['float', 'reshape', 'quantize_weight', 'quantize'])
+@pytest.mark.parametrize('frozen', [False, True])
+@pytest.mark.parametrize('made', COPIES.values(), ids=COPIES)
+def test_a_copy_computes_and_trains_as_the_model(made, stage, frozen):
+    model = trained(small_net())
+    mmgdrq.set_stage(model, stage)
+    mmgdrq.freeze(model, frozen and made is not reloaded)
+    copied = made(model)
+    same_state(model)
+    same_state(copied)
+    assert mmgdrq.state(copied) is not mmgdrq.state(model)
+    assert torch.equal(evaluated(copied), evaluated(model))
+    assert mmgdrq.get_stage(copied) == stage
+    assert str(mmgdrq.state(copied).plan) == str(mmgdrq.state(model).plan)
+    assert train(copied) == train(model)
+    assert_same(copied.state_dict(), model.state_dict())
+    assert torch.equal(evaluated(copied), evaluated(model))
+
+
+@pytest.mark.parametrize('made', COPIES.values(), ids=COPIES)
+def test_a_copy_goes_its_own_way(made):
+    model = trained(small_net())
+    copied = made(model)
+    before = copy.deepcopy(model.state_dict())
+    mmgdrq.set_stage(copied, 'reshape')
+    mmgdrq.freeze(copied)
+    train(copied)
+    assert mmgdrq.get_stage(model) == 'quantize'
+    assert not mmgdrq.state(model).frozen
+    assert_same(model.state_dict(), before)
+
+
+@pytest.mark.parametrize('made', COPIES.values(), ids=COPIES)
+def test_a_copy_that_trains_outside_of_its_forward_pass_is_refused(made):
+    model = trained(small_net())
+    copied = made(model).train()
+    for net in (model, copied):
+        with pytest.raises(QuantizationError, match='outside of the forward pass'):
+            net.forward(inputs())
+    evaluated(copied)
+    with pytest.raises(QuantizationError, match='outside of the forward pass'):
+        copied.train().forward(inputs())
+
+
+@pytest.mark.parametrize('use_buffers', [False, True])
+@pytest.mark.parametrize('stage', ['reshape', 'quantize_weight', 'quantize'])
+def test_an_averaged_model_has_one_truth_about_its_stage(stage, use_buffers):
+    model = mmgdrq.quantize(small_net(), dict(bits=3), dict(bits=4), stage='float').train()
+    averaged = AveragedModel(model, use_buffers=use_buffers)
+    mmgdrq.set_stage(model, stage)
+    train(model)
+    mmgdrq.freeze(model)
+    averaged.update_parameters(model)
+    assert torch.equal(evaluated(averaged), evaluated(model))
+    assert mmgdrq.get_stage(averaged.module) == stage
+    assert mmgdrq.state(averaged.module).frozen
+    loaded = reloaded(averaged.module)
+    assert torch.equal(evaluated(loaded), evaluated(model))
+
+
+@pytest.mark.skipif(torch.__version__ < '2.11', reason='the compiler of an older torch does not follow our layers')
+def test_a_compiled_model_follows_its_stage():
+    torch._dynamo.reset()
+    model = trained(small_net())
+    compiled = torch.compile(model, backend='eager')
+    other = copy.deepcopy(model)
+    for stage in ('reshape', 'quantize'):
+        mmgdrq.set_stage(model, stage)
+        mmgdrq.set_stage(other, stage)
+        torch.testing.assert_close(torch.tensor(train(compiled)), torch.tensor(train(other)), rtol=1e-4, atol=0)
+        torch.testing.assert_close(evaluated(compiled), evaluated(other), rtol=1e-4, atol=1e-5)
+    same_state(model)
+
+
+@pytest.fixture
+def group(tmp_path):
+    """A process group of this process alone."""
+    dist.init_process_group('gloo', init_method=f'file://{tmp_path}/ranks', rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize('broadcast', [False, True])
+def test_a_distributed_model_trains_as_the_model(group, broadcast):
+    model = trained(small_net())
+    other = copy.deepcopy(model)
+    wrapped = DistributedDataParallel(model, broadcast_buffers=broadcast)
+    assert train(wrapped) == train(other)
+    mmgdrq.set_stage(wrapped.module, 'reshape')
+    mmgdrq.set_stage(other, 'reshape')
+    assert train(wrapped) == train(other)
+    assert torch.equal(evaluated(wrapped), evaluated(other))
+
+
+def traced(model):
+    """An ``fx.GraphModule`` of a float model."""
+    return fx.symbolic_trace(model)
+
+
+def test_a_quantized_graph_module_trains_and_its_copy_says_what_it_has_lost():
+    graph = mmgdrq.quantize(traced(small_net()), dict(bits=3), dict(bits=4)).train()
+    plain = mmgdrq.quantize(small_net(), dict(bits=3), dict(bits=4)).train()
+    assert train(graph) == train(plain)
+    same_state(graph)
+    graph.state_dict()  # settles what the last iteration has seen
+    copied = copy.deepcopy(graph)
+    assert torch.equal(evaluated(copied), evaluated(plain))
+    with pytest.raises(QuantizationError, match=r'torch\.fx\.GraphModule'):
+        copied.train()(inputs())
+    with pytest.raises(ConfigError, match=r'torch\.fx\.GraphModule'):
+        mmgdrq.set_stage(copied, 'reshape')
+
+
+def test_a_graph_module_of_layers_that_still_belong_to_a_model_does_not_train():
+    model = mmgdrq.quantize(traced(small_net()), dict(bits=3), dict(bits=4)).train()
+    model(inputs())
+    graph = fx.GraphModule(model, model.graph)
+    assert torch.equal(evaluated(model), evaluated(graph))
+    with pytest.raises(QuantizationError, match='outside of the forward pass'):
+        graph.train()(inputs())
+
+
+def test_the_children_of_a_model_in_a_sequence():
+    model = trained(small_net())
+    children = nn.Sequential(*model.children())
+    assert len(children) == len(list(small_net().children())), 'the state is no child'
+    assert torch.equal(evaluated(children), evaluated(model))
+    mmgdrq.set_stage(model, 'reshape')
+    assert torch.equal(evaluated(children), evaluated(model))
+    with pytest.raises(QuantizationError, match='outside of the forward pass'):
+        children.train()(inputs())
+    tail = nn.Sequential(*list(model.children())[:-1])
+    assert evaluated(tail).shape == (2, 5)
+
+
+def test_a_part_that_was_copied_into_the_model_belongs_to_it():
+    model = trained(small_net())
+    other = copy.deepcopy(model)
+    model[3] = copy.deepcopy(model[3])
+    mmgdrq.set_stage(model, 'reshape')
+    mmgdrq.set_stage(other, 'reshape')
+    assert train(model) == train(other)
+    same_state(model)
+    assert torch.equal(evaluated(model), evaluated(other))
