@@ -1,6 +1,6 @@
 """Make the plan of a model: the default policy, then the rules of the user. Reads a model and never changes it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Optional
 
@@ -9,13 +9,13 @@ from torch import nn
 from ..layers import built_specs, is_quantized
 from ..quant import ActivationSpec, WeightSpec, override_spec
 from ..quant.specs import FLOAT_BITS, AnySpec
-from .first_layers import Layers, from_the_image_on, image_layers
+from .first_layers import from_the_image_on, image_layers
 from .frozen_layers import frozen_layers
 from .plan import Plan, settle
 from .prediction_layers import prediction_layers
 from .row import PlanRow
 from .rules import Rule, apply_rule, changed_spec
-from .traced_inputs import TRACED, Example, layers_that_read_the_input
+from .traced_inputs import TRACED, Example, Seen, trace
 from .train_mode import in_training
 from .weight_layers import WeightLayer, inventory, own_weights
 
@@ -48,11 +48,14 @@ def make_plan(
         ConfigError: a rule matches no layer, or none that can be quantized; or no layer reads the example.
     """
     layers = inventory(model)
+    traced = None if example is None else trace(model, example, {layer.names[0]: layer.module for layer in layers})
     with in_training(model):  # it may freeze layers there only
-        reasons = first_and_last(model, layers, example)
+        reasons = first_and_last(layers, traced)
     rows = [_row(layer, weight, activation, reasons.get(layer.names[0], '')) for layer in layers]
     for number, rule in enumerate(rules):
         rows = apply_rule(rule, f'rules[{number}]', rows)
+    if traced is not None:
+        rows = [replace(row, macs=traced[row.name].macs if row.name in traced else None) for row in rows]
     return Plan(map(settle, rows))
 
 
@@ -75,28 +78,25 @@ def _as_built(row: PlanRow, reason: Optional[str]) -> PlanRow:
     return row.in_float(reason)
 
 
-def first_and_last(model: nn.Module, layers: list[WeightLayer], example: Optional[Example] = None) -> dict[str, str]:
-    """Name -> why the layer has :data:`FIRST_AND_LAST_BITS`, for those that have."""
+def first_and_last(layers: list[WeightLayer], traced: Optional[Mapping[str, Seen]] = None) -> dict[str, str]:
+    """Name -> why the layer has :data:`FIRST_AND_LAST_BITS`, for those that have.
+
+    Args:
+        layers: all of the model, as it is while it trains.
+        traced: what they did in a forward pass; None: they are judged by their channels and names.
+    """
     modules = {layer.names[0]: layer.module for layer in layers if not layer.reason or is_quantized(layer.module)}
-    if example is None:
+    if traced is None:
         first, ordered = image_layers(modules), from_the_image_on(modules)
     else:
-        first, ordered = _traced(model, layers, modules, example)
+        first = {name: TRACED for name, seen in traced.items() if seen.reads_input and name in modules}
+        ordered = {name: module for name, module in modules.items() if name not in traced}
+        ordered.update((name, modules[name]) for name in traced if name in modules)  # in the order in which they run
     reasons = dict.fromkeys(frozen_layers(modules), 'frozen: quantized, not trained')
     trained = {name: module for name, module in ordered.items() if name not in reasons}
     reasons.update(dict.fromkeys(prediction_layers(trained), 'prediction layer'))
     reasons.update(first)
     return reasons
-
-
-def _traced(
-    model: nn.Module, layers: list[WeightLayer], modules: Layers, example: Example
-) -> tuple[dict[str, str], Layers]:
-    """Reasons of the layers that read the input, and all in the order in which they run."""
-    reads = layers_that_read_the_input(model, example, {layer.names[0]: layer.module for layer in layers})
-    first = {name: TRACED for name, reading in reads.items() if reading and name in modules}
-    unused = {name: module for name, module in modules.items() if name not in reads}
-    return first, {**unused, **{name: modules[name] for name in reads if name in modules}}
 
 
 def _row(layer: WeightLayer, weight: WeightSpec, activation: ActivationSpec, reason: str) -> PlanRow:

@@ -25,6 +25,7 @@ class PlanRow:
         built: whether it was a quantized layer before, with bits of its own.
         aliases: the other qualified names of a layer that is shared.
         float_input: why its input cannot be quantized; empty where it can.
+        macs: multiplications of its weight in the pass of an example; None where they are not known.
         skipped: the specs of a layer that could be quantized and is not, as nobody wants it to be.
     """
 
@@ -39,6 +40,7 @@ class PlanRow:
     built: bool = False
     aliases: tuple[str, ...] = ()
     float_input: str = ''
+    macs: Optional[int] = None
     skipped: Optional[Specs] = None
 
     @property
@@ -65,6 +67,13 @@ class PlanRow:
     def bytes(self) -> int:
         """Size of the weight at these bits, in bytes, without its ranges."""
         return -(-self.parameters * self.bits // 8)
+
+    @property
+    def bit_operations(self) -> Optional[int]:
+        """Multiplications by the bits of both operands, as papers compare costs; None where they are not known."""
+        if self.macs is None:
+            return None
+        return self.macs * self.bits * (FLOAT_BITS if self.activation is None else self.activation.bits)
 
     @property
     def specs(self) -> Optional[Specs]:

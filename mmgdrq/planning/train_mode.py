@@ -25,11 +25,26 @@ def in_training(model: nn.Module) -> Iterator[None]:
     if not any(_trains_its_own_way(module) for module in all_modules(model)):
         yield
         return
+    with in_mode(model, True):
+        yield
+
+
+@contextmanager
+def in_mode(model: nn.Module, training: bool) -> Iterator[None]:
+    """While active, ``model`` is as ``model.train(training)`` makes it; then it is as before, see :func:`in_training`.
+
+    >>> model = nn.Sequential(nn.Dropout())
+    >>> with in_mode(model, False):
+    ...     model[0].training
+    False
+    >>> model[0].training
+    True
+    """
     was_training = model.training
     modules = [(module, module.training, dict(vars(module))) for module in all_modules(model)]
     trained = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     try:
-        model.train(True)
+        model.train(training)
         try:
             yield
         finally:

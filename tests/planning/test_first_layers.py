@@ -156,3 +156,60 @@ def test_an_example_that_reaches_no_layer_is_an_error():
 def test_the_first_layer_of_a_model_that_reads_no_image():
     assert image_layers({}) == {}
     assert image_layers(dict(a=nn.Linear(3, 4), b=nn.Linear(4, 3))) == dict(a='first layer')
+
+
+class OwnMode(nn.Module):
+    """Has what it needs for evaluation only after ``eval()``, as LeViT does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.fc = conv(3, 8), nn.Linear(8, 2)
+
+    def train(self, mode=True):
+        super().train(mode)
+        if mode:
+            vars(self).pop('cache', None)
+        else:
+            self.cache = torch.ones(8)
+        return self
+
+    def forward(self, x):
+        return self.fc(self.conv(x).mean((2, 3)) * (1 if self.training else self.cache))
+
+
+@pytest.mark.parametrize('training', [True, False])
+def test_a_model_that_changes_in_eval(training):
+    net = OwnMode().train(training)
+    found = reasons(net, example=torch.rand(1, 3, 9, 9))
+    assert found == {'conv': TRACED, 'fc': 'prediction layer'}
+    assert (net.training, hasattr(net, 'cache')) == (training, not training)
+
+
+class Costs(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.depthwise = nn.Conv2d(3, 8, 3, stride=2), nn.Conv2d(8, 8, 3, groups=8)
+        self.up, self.fc = nn.ConvTranspose2d(8, 4, 2, stride=2), nn.Linear(4, 10)
+        self.unused = nn.Linear(4, 4)
+
+    def forward(self, x):
+        x = self.depthwise(self.stem(x))
+        return self.fc(torch.cat([self.up(x), self.up(x)], 2).mean((2, 3)))
+
+
+def test_the_plan_says_what_the_layers_cost():
+    plan = mmgdrq.plan(Costs(), dict(bits=2), dict(bits=4), example=torch.rand(2, 3, 9, 9))
+    macs = dict(stem=2 * 4 * 4 * 8 * 27, depthwise=2 * 2 * 2 * 8 * 9, up=2 * (2 * 2 * 2) * 8 * 4 * 4, fc=2 * 4 * 10)
+    assert {row.name: row.macs for row in plan} == {**macs, 'unused': None}
+    assert {row.name: row.bit_operations for row in plan} == {
+        'stem': macs['stem'] * 64,
+        'depthwise': macs['depthwise'] * 8,
+        'up': macs['up'] * 8,
+        'fc': macs['fc'] * 64,
+        'unused': None,
+    }
+    assert str(plan).splitlines()[2].split()[7] == f'{macs["stem"]:,}'
+    assert mmgdrq.Plan.from_json(plan.to_json()) == plan
+    skipped = plan.set('stem', skip=True)[0]
+    assert skipped.bit_operations == macs['stem'] * 32 * 32
+    assert 'MACs' not in str(mmgdrq.plan(Costs()))
