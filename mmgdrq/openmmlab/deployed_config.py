@@ -1,13 +1,10 @@
-"""Read the config text of a deployed directory, and build what it names, without running it as code."""
+"""Read the config text of a deployed directory without running it as code."""
 
 import ast
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, Optional
 
 from ..errors import CheckpointError
+from .old_paths import use_registered_names
 
 
 def parse_config(text: str, where: str) -> dict[str, Any]:
@@ -24,11 +21,13 @@ def parse_config(text: str, where: str) -> dict[str, Any]:
     {'a': {'b': [1, (2, None)]}}
     """
     try:
-        return dict(map(_assignment, ast.parse(text).body))
+        config = dict(map(_assignment, ast.parse(text).body))
     except (AttributeError, RecursionError, SyntaxError, TypeError, ValueError) as error:
         raise CheckpointError(
             f'{where}: is not a plain config of assigned values ({error}). Write it again with tools/deploy.py'
         ) from None
+    use_registered_names(config)
+    return config
 
 
 def _assignment(line: ast.stmt) -> tuple[str, Any]:
@@ -57,58 +56,3 @@ def _key(key: Optional[ast.expr], node: ast.expr) -> Any:
     if key is None:
         raise ValueError(f'line {node.lineno} unpacks a dict')
     return ast.literal_eval(key)
-
-
-@contextmanager
-def registered_names_only(file: Path) -> Iterator[None]:
-    """Let mmengine build registered classes only.
-
-    A ``type`` that no registry knows is taken by mmengine for a place to import from, so that ``type='os.system'``
-    would run a command. Here such a name must lead to a class that is registered under another name, as in configs
-    that were written with lazy imports.
-
-    Args:
-        file: the config, named in errors.
-
-    Raises:
-        CheckpointError: names the type.
-    """
-    from mmengine.registry import registry
-
-    def resolve(name: str) -> Any:
-        place, _, attribute = name.rpartition('.')
-        found = getattr(sys.modules.get(place), attribute, None)
-        if isinstance(found, type) and any(found is known for known in _registered()):
-            return found
-        raise CheckpointError(
-            f'{file}: type {name!r} is not a registered class of OpenMMLab or of a module that was imported, so it is '
-            'not built. Import the module that registers it'
-        )
-
-    own, registry.get_object_from_string = registry.get_object_from_string, resolve
-    try:
-        yield
-    except Exception as error:
-        refusal = _cause(error)
-        if refusal is None:
-            raise
-        raise refusal from None
-    finally:
-        registry.get_object_from_string = own
-
-
-def _registered() -> Iterator[Any]:
-    from mmengine import registry
-
-    waiting = [value for value in vars(registry).values() if isinstance(value, registry.Registry)]
-    while waiting:
-        found = waiting.pop()
-        yield from found.module_dict.values()
-        waiting += found.children.values()
-
-
-def _cause(error: Optional[BaseException]) -> Optional[CheckpointError]:
-    """Our refusal, behind what mmengine made of it."""
-    while error is not None and not isinstance(error, CheckpointError):
-        error = error.__cause__ or error.__context__
-    return error

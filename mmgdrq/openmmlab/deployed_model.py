@@ -1,7 +1,7 @@
 """A deployed directory as a model that an engine runs."""
 
-import sys
 import threading
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,12 @@ from ..deploy.plugged_engine import plug_engine
 from ..errors import CheckpointError, ExportError, InputError
 from .building import build_model, model_config, quantize_as_trained
 from .config_parts import without_weights
-from .deployed_config import parse_config, registered_names_only
-from .pipeline import Image, make_pipeline
+from .config_types import check_types
+from .deployed_config import parse_config
+from .pipeline import Image, dataset_of_test, make_pipeline, steps_of
+
+_BUILDING = threading.Lock()
+"""Models are built one after the other: the default scope of mmengine is one for the whole process."""
 
 
 class DeployedModel:
@@ -79,7 +83,6 @@ def load_deployed(path: PathLike, engine: str = 'onnxruntime', threads: int = 0)
         ExportError: the engine is not installed or does not accept a graph.
     """
     from mmengine.config import Config
-    from mmengine.registry import init_default_scope
 
     from ..deploy.folding.artifact import CONFIG, load_folded, read_config
 
@@ -94,11 +97,8 @@ def load_deployed(path: PathLike, engine: str = 'onnxruntime', threads: int = 0)
             f'{path / CONFIG}: has no model, as save_folded(..., config) got none. Build and quantize the model '
             'yourself, and load it with mmgdrq.deploy.load_folded(model, path)'
         )
-    init_default_scope(_known_scope(path / CONFIG, cfg.get('default_scope', 'mmengine')))
-    with registered_names_only(path / CONFIG):
-        with torch.no_grad():
-            model = build_model(without_weights(model_config(cfg)))
-        deployed = DeployedModel(model, cfg)
+    with _BUILDING:
+        model, deployed = _build(cfg, path / CONFIG)
     quantize_as_trained(model, cfg, path / CONFIG)
     load_folded(model, path)
     if engine != 'torch':
@@ -107,10 +107,15 @@ def load_deployed(path: PathLike, engine: str = 'onnxruntime', threads: int = 0)
     return deployed
 
 
-def _known_scope(file: Path, scope: Any) -> str:
-    """A scope is a package that mmengine imports; one of a stranger could lie in the current folder."""
-    from mmengine.config.utils import MODULE2PACKAGE
+def _build(cfg: Mapping[str, Any], file: Path) -> tuple[nn.Module, DeployedModel]:
+    """The model of a config as it was before it was quantized, with the pipeline of its images."""
+    from mmengine.registry import init_default_scope
 
-    if isinstance(scope, str) and (scope in MODULE2PACKAGE or scope in sys.modules):
-        return scope
-    raise CheckpointError(f'{file}: default_scope {scope!r} is no package of OpenMMLab. Import it before')
+    scope = cfg.get('default_scope') or 'mmengine'
+    config = without_weights(model_config(cfg))
+    check_types(config, scope, file)
+    check_types(steps_of(dataset_of_test(cfg)), scope, file)
+    init_default_scope(scope)
+    with torch.no_grad():
+        model = build_model(config)
+    return model, DeployedModel(model, cfg)

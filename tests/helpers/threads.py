@@ -6,9 +6,9 @@ import threading
 THREADS = 4
 
 
-def results_of_threads(work) -> list:
-    """What ``work(number)`` returns in threads at the same time; an exception counts as a result."""
-    results: list = [None] * THREADS
+def results_of_threads(work, count: int = THREADS) -> list:
+    """What ``work(number)`` returns in ``count`` threads at the same time; an exception counts as a result."""
+    results: list = [None] * count
 
     def run(number: int) -> None:
         try:
@@ -19,7 +19,7 @@ def results_of_threads(work) -> list:
     interval = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
     try:
-        threads = [threading.Thread(target=run, args=(number,)) for number in range(THREADS)]
+        threads = [threading.Thread(target=run, args=(number,)) for number in range(count)]
         for thread in threads:
             thread.start()
         for thread in threads:

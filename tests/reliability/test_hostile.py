@@ -4,6 +4,7 @@ import contextlib
 import importlib.util
 import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -19,10 +20,12 @@ from mmgdrq.openmmlab.commands import run
 from mmgdrq.quant import ActivationSpec, WeightSpec, make_spec
 from mmgdrq.training.schedule import Schedule
 from mmgdrq_runtime.manifest import file_sha256
+from tests.helpers.threads import results_of_threads
 from tests.helpers.toy import toy_config, toy_runner
 from tests.openmmlab.test_checkpoint_types import HostilePickle, hostile
 
 ROOT = Path(__file__).resolve().parents[2]
+IMAGE = torch.rand(1, 3, 5, 5, generator=torch.Generator().manual_seed(0))
 CODE = "x = __import__('os').system('touch {}')\n"
 
 
@@ -173,6 +176,11 @@ STRANGE = {
     'base of the model': "model = dict(type='mmgdrq.Quantized', base_type='os.system', command='touch {marker}')\n",
     'transform': "model = dict(type='ToyModel')\ntest_dataloader = dict(dataset=dict(pipeline=[{bad}]))\n",
     'scope': "default_scope = 'stranger'\nmodel = dict(type='ToyModel')\n",
+    'scope of a part': "model = dict(type='ToyModel', data_preprocessor=dict(type='ToyModel', _scope_='stranger'))\n",
+    'name in a scope': "model = dict(type='stranger.Model')\n",
+    'what mmcv evaluates': """
+model = dict(type='ToyModel', nms=dict(type='__import__("os").system("touch {marker}")'))
+""",
     'module': "model = dict(type='stranger')\n",
     'code': "model = __import__('os').system('touch {marker}')\n",
 }
@@ -192,6 +200,45 @@ def test_no_name_in_the_config_of_a_deployed_directory_is_imported(deployed, tmp
     with pytest.raises(CheckpointError, match=r'config\.py'):
         mmgdrq.load_deployed(path, engine='torch')
     assert not marker.exists()
+
+
+def test_threads_that_load_at_once_get_their_own_models_and_a_strange_config_is_refused(deployed, tmp_path):
+    """Eight of them, one with a hostile config; nothing of mmengine is left changed."""
+    from mmengine.registry import registry
+
+    _, path = deployed
+    resolver, marker, bad = registry.get_object_from_string, tmp_path / 'marker', tmp_path / 'bad'
+    put_config(
+        path,
+        "model = dict(type='PlainNet')\ntest_dataloader = dict(dataset=dict(pipeline=[dict(type='PassedOn')]))\n"
+        "custom_hooks = [dict(type='mmgdrq.GDRQHook')]\n",
+    )
+    shutil.copytree(path, bad)
+    put_config(bad, f'model = {COMMAND.format(marker)}\n')
+    with torch.no_grad():
+        expected = mmgdrq.load_deployed(path, engine='torch').model(IMAGE)
+
+    @torch.no_grad()
+    def work(number: int) -> bool:
+        model = mmgdrq.load_deployed(bad if number == 3 else path, engine='torch').model
+        return torch.equal(model(IMAGE), expected)
+
+    for _ in range(3):
+        results = results_of_threads(work, 8)
+        refused = results.pop(3)
+        assert results == [True] * 7
+        assert isinstance(refused, CheckpointError)
+        assert "type 'os.system'" in str(refused)
+        assert registry.get_object_from_string is resolver
+    assert not marker.exists()
+
+
+@MODELS.register_module(force=True)
+class PlainNet(nn.Sequential):
+    """The network of the deployed directory."""
+
+    def __init__(self, data_preprocessor=None) -> None:
+        super().__init__(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
 
 
 def test_mmengine_would_run_such_a_name(tmp_path):
