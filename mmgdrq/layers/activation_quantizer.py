@@ -235,6 +235,11 @@ class ActivationQuantizer(Quantizer):
             'Registered layers in a frozen part of a model that trains need ScaleClipHook or GDRQHook'
         )
 
+    def _start(self) -> None:
+        super()._start()
+        self.signed.fill_(float(self.spec.signed is True))
+        self._fresh = self._signed = self.observed = False
+
     def _save_to_state_dict(self, destination, prefix, keep_vars) -> None:
         self.is_ready()
         self.observed = True  # an averaged copy got its pending statistics as a buffer

@@ -30,7 +30,24 @@ class Quantizer(nn.Module):
         self.layer_name = ''
         self._held: Optional[Tensor] = None
         self._ready = False
-        self.register_buffer('format', torch.tensor(layout, dtype=torch.float32))
+        self._layout = torch.tensor(layout, dtype=torch.float32)
+        self.register_buffer('format', self._layout.clone())
+
+    def _apply(self, fn, *args, **kwargs) -> 'Quantizer':
+        was_meta = self.format.is_meta
+        super()._apply(fn, *args, **kwargs)
+        if was_meta and not self.format.is_meta:  # to_empty() gives whatever lies in memory
+            self._start()
+        return self
+
+    @torch.no_grad()
+    def _start(self) -> None:
+        """Put all tensors to what they are before training."""
+        for tensor in (*self.parameters(), *self.buffers()):
+            tensor.zero_()
+        self.format.copy_(self._layout)
+        self._held, self._ready = None, False
+        self.state.emptied = True
 
     def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
         saved = state_dict.get(prefix + 'format')
@@ -40,9 +57,8 @@ class Quantizer(nn.Module):
                 f'for {self.describe(self.format)}. Use the config it was trained with, or start from '
                 'its float weights'
             )
-        own = self.format.clone()
         super()._load_from_state_dict(state_dict, prefix, *args)
-        self.format.copy_(own)  # not what half precision has made of it
+        self.format.copy_(self._layout)  # not what half precision has made of it
         self._held = None
 
     def learned(self) -> Optional[nn.Parameter]:

@@ -26,6 +26,7 @@ class ModelState:
         frozen: whether ranges stay as they are.
         managed: whether the forward pass of a root module is one iteration. Where it is not, as with a layer of its
             own, every call in training mode is one.
+        emptied: whether the buffers of the root hold nothing, since ``to_empty()``.
         passes: the forward passes of the root.
     """
 
@@ -33,6 +34,7 @@ class ModelState:
         self.stage = stage
         self.frozen = False
         self.managed = False
+        self.emptied = False
         self.passes = Passes()
 
     def weight_mode(self) -> str:

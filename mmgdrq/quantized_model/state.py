@@ -113,7 +113,9 @@ def attach_state(model: nn.Module, state: QuantizedModelState) -> None:
 def _after_load(model: nn.Module, incompatible_keys) -> None:
     missing = incompatible_keys.missing_keys
     missing[:] = [key for key in missing if key.rpartition('.')[2] != FROZEN]  # older checkpoints do not have it
-    if state_of(model).follows_checkpoints:
+    state = state_of(model)
+    state.emptied = state.emptied and any(key.rpartition('.')[2] == STAGE for key in missing)
+    if state.follows_checkpoints:
         read_buffers(model)
     else:
         write_stage(model)
@@ -136,6 +138,10 @@ def read_buffers(model: nn.Module) -> None:
     if not hasattr(model, STAGE):  # registered layers alone
         return
     state = state_of(model)
+    if state.emptied:
+        state.emptied = False
+        write_stage(model)
+        write_frozen(model)
     index = float(getattr(model, STAGE))
     if not index.is_integer():
         raise QuantizationError(

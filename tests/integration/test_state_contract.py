@@ -3,6 +3,7 @@
 import copy
 import io
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
@@ -213,3 +214,107 @@ def test_a_part_that_was_copied_into_the_model_belongs_to_it():
     assert train(model) == train(other)
     same_state(model)
     assert torch.equal(evaluated(model), evaluated(other))
+
+
+@pytest.mark.parametrize('follow', [False, True])
+def test_a_model_that_was_on_the_meta_device(follow):
+    quant = dict(weight=dict(bits=3, range='search'), activation=dict(bits=4))
+    model = trained(small_net(), **quant)
+    mmgdrq.freeze(model)
+    empty = mmgdrq.quantize(small_net(), **quant, follow_checkpoint=follow, stage='quantize')
+    empty.to('meta').to_empty(device='cpu')
+    with torch.no_grad():
+        for tensor in (*empty.parameters(), *(b for n, b in empty.named_buffers() if n.startswith('gdrq_'))):
+            tensor.fill_(0)  # whatever lay in memory
+    with pytest.raises(QuantizationError, match='its activation range was never set'):
+        empty.eval()(inputs())
+    empty.to('meta').to_empty(device='cpu')
+    empty.load_state_dict(model.state_dict())
+    assert torch.equal(evaluated(empty), evaluated(model))
+    assert mmgdrq.state(empty).frozen is follow
+    assert_same(empty.state_dict(), {**model.state_dict(), 'gdrq_frozen': torch.tensor(float(follow))})
+
+
+def late_net():
+    """The second branch of it is used from some step on."""
+    net = nn.ModuleDict(dict(first=nn.Linear(4, 4), second=nn.Linear(4, 4)))
+
+    class Late(nn.Module):
+        late = True
+
+        def __init__(self):
+            super().__init__()
+            self.parts = net
+
+        def forward(self, x):
+            return self.parts.first(x) + (self.parts.second(x) if self.late else 0)
+
+    return Late()
+
+
+@pytest.mark.parametrize('average', ['swa', 'ema'])
+@pytest.mark.parametrize('rule', ['mean', 'learned'])
+def test_averaged_buffers_are_averages_and_flags(rule, average):
+    """Expected values by numpy: the mean of all ranges that there were, those without one left out."""
+    torch.manual_seed(0)
+    config = dict(weight=dict(bits=3, range=rule), activation=dict(bits=8, range=rule))
+    model = mmgdrq.quantize(late_net(), rules=[dict(pattern='*', **config)]).train()
+    model.late = False
+    options = dict(avg_fn=lambda old, new, _: 0.75 * old + 0.25 * new) if average == 'ema' else {}
+    averaged = AveragedModel(model, use_buffers=True, **options)
+    seen, weights = [], []
+    for step in range(6):
+        model.late = step >= 3
+        x = torch.randn(5, 4) if step >= 3 else torch.rand(5, 4)
+        model(x * (step + 1))
+        model.state_dict()  # settles what the iteration has seen, so that the buffers are all
+        seen.append({name: float(getattr(model.parts, name).activation_quantizer.threshold) for name in model.parts})
+        averaged.update_parameters(model)
+        weights = [1 / (step + 1)] * (step + 1) if average == 'swa' else [*(0.75 * w for w in weights), 0.25]
+        weights = [1.0] if step == 0 else weights
+    for name, begin in (('first', 0), ('second', 3)):
+        shares = np.array(weights[begin:])
+        expected = np.average([values[name] for values in seen[begin:]], weights=shares)
+        quantizer = getattr(averaged.module.parts, name).activation_quantizer
+        averaged.eval()(torch.randn(2, 4))
+        assert float(quantizer.threshold) == pytest.approx(expected, rel=1e-5)
+        assert float(quantizer.initialized) == 1
+        assert bool(quantizer.signed) is (name == 'second'), 'that of its first iteration'
+        if rule == 'learned':
+            alpha = getattr(model.parts, name).weight_quantizer.alpha
+            found = getattr(averaged.module.parts, name).weight_quantizer.alpha
+            torch.testing.assert_close(found, alpha, rtol=1e-5, atol=0)
+    assert mmgdrq.get_stage(averaged.module) == 'quantize'
+    averaged.module.late = True
+    loaded = mmgdrq.quantize(late_net(), rules=[dict(pattern='*', **config)])
+    loaded.load_state_dict(averaged.module.state_dict())
+    x = torch.randn(3, 4)
+    assert torch.equal(loaded.eval()(x), averaged.eval()(x))
+
+
+def test_an_average_over_two_stages_is_refused():
+    model = mmgdrq.quantize(small_net(), stage='reshape').train()
+    averaged = AveragedModel(model, use_buffers=True)
+    for stage in ('reshape', 'quantize', 'quantize'):
+        mmgdrq.set_stage(model, stage)
+        model(inputs())
+        averaged.update_parameters(model)
+    with pytest.raises(QuantizationError, match=r'average over the stages .* Call mmgdrq\.set_stage'):
+        averaged.eval()(inputs())
+    mmgdrq.set_stage(averaged.module, 'quantize')
+    averaged.eval()(inputs())
+    averaged.update_parameters(model)
+    averaged.eval()(inputs())
+
+
+def test_flags_of_an_older_checkpoint_are_booleans_and_integers():
+    model = trained(small_net())
+    state = copy.deepcopy(model.state_dict())
+    del state['gdrq_frozen']
+    state['gdrq_stage'] = state['gdrq_stage'].long()
+    for key in state:
+        if key.endswith(('.signed', '.initialized')):
+            state[key] = state[key].bool()
+    loaded = mmgdrq.quantize(small_net(), dict(bits=3), dict(bits=4))
+    loaded.load_state_dict(state)
+    assert torch.equal(evaluated(loaded), evaluated(model))

@@ -56,9 +56,9 @@ def test_it_runs_after_every_step_until_removed():
     optimizer = torch.optim.SGD(net.parameters(), 0.01)
     handle = mmgdrq.ScaleClip(net).attach(optimizer)
     x = torch.rand(2, 3, 6, 6)
+    before = weights(net)
     net.train()(x).sum().backward()
     expected = net[2].weight.detach().numpy() - np.float32(0.01) * net[2].weight.grad.numpy()
-    before = weights(net)
     assert all(np.array_equal(before[name], value) for name, value in weights(net).items()), 'no step, no projection'
     optimizer.step()
     projected = reference.scale_clip(expected, 2.0, 2)
