@@ -1,4 +1,4 @@
-"""The layers at the edges of a model: those that read the image, those that predict, and frozen ones."""
+"""Find the layers that predict."""
 
 import re
 from collections.abc import Iterable

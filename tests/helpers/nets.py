@@ -115,7 +115,7 @@ def relu_net():
     )
 
 
-def edgeless(**quant):
+def at_asked_bits(**quant):
     """Quantize the only layer as asked, though it is the first and the last."""
     quant = {'weight': dict(bits=2), 'activation': dict(bits=4), **quant}
     return dict(rules=[dict(pattern='1', **quant)])

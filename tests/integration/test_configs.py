@@ -115,8 +115,8 @@ def check_plan(model, weight: int, activation: int) -> None:
     plan = mmgdrq.state(model).plan
     assert len(plan.quantized) == len(plan)
     reasons = {row.reason for row in plan}
-    edges = {'reads the image (by channels)', 'prediction layer'}
-    assert edges <= reasons <= {*edges, ''}
+    at_8_bits = {'reads the image (by channels)', 'prediction layer'}
+    assert at_8_bits <= reasons <= {*at_8_bits, ''}
     for row in plan:
         assert (row.weight.bits, row.activation.bits) == ((8, 8) if row.reason else (weight, activation)), row.name
         layer = model.get_submodule(row.name)

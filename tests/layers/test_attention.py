@@ -13,7 +13,7 @@ from torch import nn
 import mmgdrq
 from mmgdrq.deploy import load_folded, save_folded
 from mmgdrq.layers import quantized_layers
-from tests.helpers.nets import edgeless
+from tests.helpers.nets import at_asked_bits
 
 ATTENTIONS = [
     dict(),
@@ -39,7 +39,7 @@ def test_attention_without_quantization_is_torchs(options, mask, weights):
     torch.manual_seed(0)
     float_layer = nn.MultiheadAttention(8, 2, **options).eval()
     net = nn.Sequential(nn.Identity(), copy.deepcopy(float_layer))
-    mmgdrq.quantize(net, **edgeless())
+    mmgdrq.quantize(net, **at_asked_bits())
     mmgdrq.set_stage(net, 'float')
     masks = {
         None: {},
@@ -61,7 +61,7 @@ def test_unbatched_attention():
     torch.manual_seed(0)
     float_layer = nn.MultiheadAttention(8, 2).eval()
     net = nn.Sequential(nn.Identity(), copy.deepcopy(float_layer))
-    mmgdrq.quantize(net, **edgeless())
+    mmgdrq.quantize(net, **at_asked_bits())
     mmgdrq.set_stage(net, 'float')
     inputs = attention_inputs({}, batched=False)
     for found, expected in zip(net[1].eval()(*inputs), float_layer(*inputs)):
@@ -74,7 +74,7 @@ def test_attention_quantizes_four_projections():
     net.forward = lambda x: net[1](x, x, x)[0]
     keys = set(net.state_dict())
     assert [row.name for row in mmgdrq.plan(net)] == ['1', '1.out_proj']
-    mmgdrq.quantize(net, **edgeless())
+    mmgdrq.quantize(net, **at_asked_bits())
     assert keys <= set(net.state_dict())
     net.train()(torch.randn(5, 2, 8)).square().sum().backward()
     layers = list(quantized_layers(net))
@@ -125,7 +125,7 @@ def test_a_parent_that_reads_weights_reads_quantized_ones(name):
     net = nn.Sequential(nn.Identity(), make())
     x = torch.randn(shape)
     float_output = copy.deepcopy(net).eval()(x)
-    mmgdrq.quantize(net, **edgeless())
+    mmgdrq.quantize(net, **at_asked_bits())
     layer = net[1].get_submodule(child)
     net.train()(x).square().sum().backward()
     assert layer.activation_quantizer.threshold > 0, 'it was not bypassed'
@@ -158,7 +158,7 @@ def test_cross_attention_with_weights_read_by_the_parent():
     torch.manual_seed(0)
     net = nn.Sequential(nn.Identity(), CrossMultiheadAttention(8, 2, qkv_bias=True))
     net.forward = lambda x: net[1](x, k=x, v=x)
-    mmgdrq.quantize(net, **edgeless())
+    mmgdrq.quantize(net, **at_asked_bits())
     net.train()(torch.randn(2, 5, 8))
     assert all(getattr(net[1], name).activation_quantizer.threshold > 0 for name in ('q', 'k', 'v', 'proj'))
 

@@ -25,7 +25,7 @@ from mmgdrq.errors import ConfigError, QuantizationError
 from mmgdrq.layers import is_quantized, quantized_layers
 from mmgdrq.layers.transposed import filters_first
 from tests.helpers import reference
-from tests.helpers.nets import edgeless
+from tests.helpers.nets import at_asked_bits
 from tests.helpers.threads import THREADS, results_of_threads
 
 OFF = dict(weight=dict(bits=32), activation=dict(bits=32))
@@ -66,7 +66,7 @@ def test_with_32_bits_it_is_the_float_layer(name):
     net, x = build(name)
     expected = net.eval()(x)
     # one part must be quantized for the layer to become a quantized one at all
-    mmgdrq.quantize(net, **edgeless(weight=dict(bits=8), activation=dict(bits=32)))
+    mmgdrq.quantize(net, **at_asked_bits(weight=dict(bits=8), activation=dict(bits=32)))
     mmgdrq.set_stage(net, 'float')
     assert is_quantized(net[1])
     torch.testing.assert_close(net.eval()(x), expected, rtol=1e-5, atol=1e-5)
@@ -77,7 +77,7 @@ def test_parameters_keys_and_init_names_stay(name):
     net, _ = build(name)
     parameters, keys, layer = list(net.parameters()), set(net.state_dict()), net[1]
     names = {type(layer).__name__, *(base.__name__ for base in type(layer).__bases__ if base.__name__[0] != '_')}
-    mmgdrq.quantize(net, **edgeless())
+    mmgdrq.quantize(net, **at_asked_bits())
     assert net[1] is layer
     assert all(a is b for a, b in zip(net.parameters(), parameters))
     added = set(net.state_dict()) - keys
@@ -89,7 +89,7 @@ def test_parameters_keys_and_init_names_stay(name):
 @pytest.mark.parametrize('name', LAYERS)
 def test_quantizers_work_and_the_weight_learns(name):
     net, x = build(name)
-    mmgdrq.quantize(net, **edgeless())
+    mmgdrq.quantize(net, **at_asked_bits())
     expected = copy.deepcopy(build(name)[0]).train()(x)
     output = net.train()(x)
     assert not torch.allclose(output, expected), 'nothing is quantized'
@@ -111,7 +111,7 @@ def test_quantizers_work_and_the_weight_learns(name):
 @pytest.mark.parametrize('name', ['deconv2d grouped', 'ws', 'dcn', 'sac'])
 def test_ranges_with_a_state(name, rule):
     net, x = build(name)
-    mmgdrq.quantize(net, **edgeless(weight=dict(bits=3, range=rule, group_size=2)))
+    mmgdrq.quantize(net, **at_asked_bits(weight=dict(bits=3, range=rule, group_size=2)))
     for _ in range(2):
         net.train()(x).sum().backward()
     assert net[1].weight_quantizer.alpha.shape == (3,)
@@ -122,7 +122,7 @@ def test_ranges_with_a_state(name, rule):
 @pytest.mark.parametrize('clone', [copy.deepcopy, lambda net: pickle.loads(pickle.dumps(net))])
 def test_copies_compute_the_same(name, clone):
     net, x = build(name)
-    mmgdrq.quantize(net, **edgeless())
+    mmgdrq.quantize(net, **at_asked_bits())
     net.train()(x)
     net.eval()
     made = clone(net)
@@ -146,7 +146,7 @@ def test_a_transposed_convolution_has_a_range_for_every_output_filter(groups):
     assert torch.equal(filters.abs().amax((1, 2, 3)), scale)
     assert torch.equal(filters_first(filters, groups), layer.weight), 'its own inverse'
     net = mmgdrq.quantize(
-        nn.Sequential(nn.Identity(), layer), **edgeless(weight=dict(bits=2, range='minmax', grid='narrow_range'))
+        nn.Sequential(nn.Identity(), layer), **at_asked_bits(weight=dict(bits=2, range='minmax', grid='narrow_range'))
     )
     quantized = net[1].weight_quantizer(net[1].filters())
     assert torch.equal(quantized, filters), 'a weight with one magnitude a filter is on the grid already'
@@ -158,7 +158,7 @@ def test_scale_clip_of_a_transposed_convolution_goes_by_output_filter():
     with torch.no_grad():
         layer.weight.view(-1)[::5] *= 20
     before = filters_first(layer.weight.detach(), 2).numpy().copy()
-    net = mmgdrq.quantize(nn.Sequential(nn.Identity(), layer), **edgeless(weight=dict(bits=2, k=2.0)))
+    net = mmgdrq.quantize(nn.Sequential(nn.Identity(), layer), **at_asked_bits(weight=dict(bits=2, k=2.0)))
     mmgdrq.ScaleClip(net)()
     expected = reference.scale_clip(before, 2.0, 1)
     np.testing.assert_allclose(filters_first(layer.weight.detach(), 2).numpy(), expected, rtol=1e-6)
@@ -167,7 +167,7 @@ def test_scale_clip_of_a_transposed_convolution_goes_by_output_filter():
 def test_scale_clip_reaches_the_stored_weight():
     for name in ('spectral', 'old spectral', 'ws', 'normed linear'):
         net, x = build(name)
-        mmgdrq.quantize(net, **edgeless(weight=dict(bits=2, k=1.0)))
+        mmgdrq.quantize(net, **at_asked_bits(weight=dict(bits=2, k=1.0)))
         before = net[1].stored_weight().detach().clone()
         mmgdrq.ScaleClip(net)()
         assert not torch.equal(net[1].stored_weight(), before), name
@@ -187,7 +187,7 @@ def test_spectral_norm_of_a_layer_with_a_forward_pass_of_its_own(name, normalize
     net, x = build(name)
     normalize(net[1])
     float_output = copy.deepcopy(net).train()(x)
-    mmgdrq.quantize(net, **edgeless(weight=dict(bits=8), activation=dict(bits=8)))
+    mmgdrq.quantize(net, **at_asked_bits(weight=dict(bits=8), activation=dict(bits=8)))
     mmgdrq.ScaleClip(net)()
     y = net.train()(x)
     near = 0.05 * float(float_output.detach().abs().max())
@@ -204,7 +204,7 @@ def test_threads_may_share_a_model(name):
         net, x = nn.Sequential(nn.Identity(), attention), torch.rand(2, 5, 8)
     else:
         net, x = build(name)
-    rules = [] if name == 'beit' else edgeless()['rules']
+    rules = [] if name == 'beit' else at_asked_bits()['rules']
     mmgdrq.quantize(net, rules=rules).train()(x)
     net.eval()
     with torch.no_grad():
@@ -226,7 +226,7 @@ def test_standardization_comes_first():
     weight = net[1].weight.detach().double().numpy()
     axes = (1, 2, 3)
     std = weight.std(axes, ddof=1, keepdims=True)
-    mmgdrq.quantize(net, **edgeless(weight=dict(bits=8, range='minmax')))
+    mmgdrq.quantize(net, **at_asked_bits(weight=dict(bits=8, range='minmax')))
     standardized = (weight - weight.mean(axes, keepdims=True)) / (std + 1e-5)
     np.testing.assert_allclose(net[1].filters().detach().numpy(), standardized, rtol=1e-4, atol=1e-5)
 
@@ -234,7 +234,7 @@ def test_standardization_comes_first():
 def test_trident_quantizes_every_branch():
     net = nn.Sequential(nn.Identity(), TridentConv(4, 6, 3, trident_dilations=(1, 2, 3)))
     nn.init.normal_(net[1].weight)
-    mmgdrq.quantize(net, **edgeless())
+    mmgdrq.quantize(net, **at_asked_bits())
     outputs = net.train()([torch.rand(1, 4, 9, 9) for _ in range(3)])
     assert len(outputs) == 3
     assert net[1].activation_quantizer.threshold > 0
@@ -243,7 +243,7 @@ def test_trident_quantizes_every_branch():
 def test_task_decomposition_reads_a_quantized_weight():
     torch.manual_seed(0)
     net = nn.Sequential(nn.Identity(), TaskDecomposition(8, 2))
-    mmgdrq.quantize(net, **edgeless())
+    mmgdrq.quantize(net, **at_asked_bits())
     net.train()(torch.rand(2, 16, 5, 5))
     assert net[1].reduction_conv.conv.activation_quantizer.threshold > 0
 
@@ -284,7 +284,7 @@ FOLDABLE = [name for name in LAYERS if not name.startswith('sac')]
 
 def folded_layer(name):
     net, x = build(name)
-    mmgdrq.quantize(net, **edgeless())
+    mmgdrq.quantize(net, **at_asked_bits())
     net.train()(x)
     return net.eval(), mmgdrq.fold(net, example=x), x
 
@@ -309,7 +309,7 @@ def test_folded_layers_are_stored_as_codes(name, tmp_path):
     if 'spectral' not in name:  # which keep the vectors of their norm, and the weight under another name
         assert '1.weight' not in stored or stored['1.weight'].dtype == torch.uint8
     fresh, _ = build(name)
-    mmgdrq.quantize(fresh, **edgeless())
+    mmgdrq.quantize(fresh, **at_asked_bits())
     with torch.no_grad():
         assert torch.equal(load_folded(fresh, path)(x), folded(x))
 
@@ -319,7 +319,7 @@ def test_a_float_weight_that_others_read_is_kept(tmp_path):
     net.append(nn.Module())
     net[2].register_parameter('tied', net[1].weight)
     net[2].forward = lambda x: x * net[2].tied.mean()
-    mmgdrq.quantize(net, **edgeless())
+    mmgdrq.quantize(net, **at_asked_bits())
     net.train()(x)
     folded = mmgdrq.fold(net.eval())
     stored = load_file(save_folded(folded, tmp_path / 'out') / 'weights.safetensors')
@@ -329,7 +329,7 @@ def test_a_float_weight_that_others_read_is_kept(tmp_path):
 @pytest.mark.parametrize('name', ['sac', 'sac deformable'])
 def test_a_layer_with_two_weights_is_not_folded(name):
     net, x = build(name)
-    mmgdrq.quantize(net, **edgeless())
+    mmgdrq.quantize(net, **at_asked_bits())
     net.train()(x)
     with pytest.raises(mmgdrq.errors.FoldError, match=r'fold: 1 \(SAConv2d\) computes with several weights'):
         mmgdrq.fold(net)
@@ -355,7 +355,7 @@ def test_a_teacher_has_the_bits_of_its_student():
 def test_layers_are_compiled_without_graph_breaks(name):
     torch._dynamo.reset()
     net, x = build(name)
-    mmgdrq.quantize(net, **edgeless())
+    mmgdrq.quantize(net, **at_asked_bits())
     net.train()(x)
     layer = net.eval()[1]
     expected = layer(x)

@@ -139,7 +139,7 @@ def test_the_window_attention_of_torchvision_stays_in_float(cls, window):
         assert plan[name].reason == f'{cls.__name__} reads this weight without calling the layer'
 
 
-def test_layers_that_were_built_quantized_count_and_hold_the_edges():
+def test_layers_that_were_built_quantized_count_and_may_be_first_and_last():
     def own(inputs, outputs, **quant):
         return mmgdrq.Conv2d(inputs, outputs, 3, **quant)
 

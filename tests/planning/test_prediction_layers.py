@@ -13,7 +13,7 @@ from tests.helpers.plans import at_eight, classifier, conv, faster_rcnn, retina,
 
 
 @pytest.mark.parametrize(
-    ('build', 'edges'),
+    ('build', 'at_8_bits'),
     [
         (classifier, {'backbone.conv1', 'head.fc'}),
         (retina, {'backbone.conv1', 'bbox_head.retina_cls', 'bbox_head.retina_reg'}),
@@ -31,14 +31,14 @@ from tests.helpers.plans import at_eight, classifier, conv, faster_rcnn, retina,
         (segmentor, {'backbone.stem.0', 'decode_head.conv_seg', 'auxiliary_head.conv_seg'}),
     ],
 )
-def test_default_policy(build, edges):
+def test_default_policy(build, at_8_bits):
     model = build()
-    assert at_eight(model) == edges
+    assert at_eight(model) == at_8_bits
     for name, row in rows(model, weight=dict(bits=2), activation=dict(bits=4)).items():
-        assert (row.weight.bits, row.activation.bits) == ((8, 8) if name in edges else (2, 4))
+        assert (row.weight.bits, row.activation.bits) == ((8, 8) if name in at_8_bits else (2, 4))
         assert row.reason == {True: 'reads the image (by channels)', False: 'prediction layer'}[
             name.startswith('backbone')
-        ] * (name in edges)
+        ] * (name in at_8_bits)
 
 
 def test_a_plain_net_has_its_first_and_last_layer_at_eight_bits():
@@ -46,7 +46,7 @@ def test_a_plain_net_has_its_first_and_last_layer_at_eight_bits():
     assert at_eight(net) == {'0', '2'}
 
 
-def test_edges_keep_what_is_above_eight_bits():
+def test_first_and_last_layers_keep_what_is_above_8_bits():
     model = rows(classifier(), weight=dict(bits=32), activation=dict(bits=4))
     assert model['backbone.conv1'].weight.bits == 32
     assert model['backbone.conv1'].activation.bits == 8
@@ -209,7 +209,7 @@ def test_a_frozen_block_beside_an_equal_one_is_no_teacher():
     assert at_eight(net) == {'stem', 'block1.0', 'block1.3', 'fc'}
 
 
-def test_only_the_first_layer_is_an_edge_where_the_input_is_no_image():
+def test_only_the_first_layer_has_8_bits_where_the_input_is_no_image():
     model = tree(
         backbone=tree(conv1=conv(16, 16), layer1=nn.Sequential(conv(16, 16), conv(16, 16))),
         head=tree(fc_cls=nn.Linear(16, 10)),
@@ -217,7 +217,7 @@ def test_only_the_first_layer_is_an_edge_where_the_input_is_no_image():
     assert at_eight(model) == {'backbone.conv1', 'head.fc_cls'}
 
 
-def test_every_convolution_that_reads_the_image_is_an_edge():
+def test_every_convolution_that_reads_the_image_has_8_bits():
     model = tree(
         backbone=tree(fine=nn.Sequential(conv(3, 8), conv(8, 8)), coarse=nn.Sequential(conv(3, 8), conv(8, 8))),
         head=tree(fc_cls=nn.Linear(16, 10)),

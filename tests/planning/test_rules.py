@@ -50,12 +50,12 @@ def test_a_multiplier_belongs_to_its_bits_grid_and_rule():
         return {name: (row.weight.multiplier, row.activation.multiplier(False)) for name, row in rows(**quant).items()}
 
     asked = dict(model=classifier(), weight=dict(bits=2, k=1.7), activation=dict(bits=4, k=1.9))
-    edges, inner = (8.0, 2.7), (1.7, 1.9)
+    at_8_bits, inner = (8.0, 2.7), (1.7, 1.9)
     assert ks(**asked) == {
-        'backbone.conv1': edges,
+        'backbone.conv1': at_8_bits,
         'backbone.layer1.0': inner,
         'backbone.layer1.1': inner,
-        'head.fc': edges,
+        'head.fc': at_8_bits,
     }
     defaults = dict(model=classifier(), weight=dict(bits=2, k=2.0), activation=dict(bits=4, k=1.8))
     assert ks(**defaults) == ks(model=classifier(), weight=dict(bits=2), activation=dict(bits=4))
