@@ -1,8 +1,9 @@
 """Quantized layers: thin modules that hold state around the functions of ``mmgdrq.quant``."""
 
 from .activation_quantizer import ActivationQuantizer
+from .affine_quantizer import AffineQuantizer
 from .attention import MultiheadAttention, Projection, call_projections
-from .base import QuantizedLayer, attach_quantizers, built_specs, is_quantized, quantize_layer
+from .base import QuantizedLayer, attach_quantizers, built_specs, is_depthwise, is_quantized, quantize_layer
 from .conv import Conv2d
 from .conv_nd import Conv1d, Conv3d
 from .linear import Linear
@@ -19,6 +20,7 @@ __all__ = [
     'QUANTIZE',
     'STAGES',
     'ActivationQuantizer',
+    'AffineQuantizer',
     'Conv1d',
     'Conv2d',
     'Conv3d',
@@ -38,6 +40,7 @@ __all__ = [
     'built_specs',
     'call_projections',
     'float_reason',
+    'is_depthwise',
     'is_quantized',
     'is_quantized_model',
     'let_parents_read',

@@ -10,6 +10,7 @@ from ..errors import QuantizationError
 from ..quant import ActivationSpec, Operand, WeightSpec, make_spec, scale_clip_
 from ..quant.specs import FLOAT_BITS
 from .activation_quantizer import ActivationQuantizer
+from .affine_quantizer import AffineQuantizer
 from .quantizer import Quantizer
 from .state import ModelState
 from .weight_quantizer import WeightQuantizer
@@ -121,15 +122,28 @@ def attach_quantizers(
             'the float model there, call model.to_empty(device=...), then mmgdrq.quantize(model, ...), then load'
         )
     layer.weight_quantizer = WeightQuantizer(weight_spec, filters) if weight_spec.enabled else nn.Identity()
-    layer.activation_quantizer = (
-        ActivationQuantizer(activation_spec, filters.device) if activation_spec.enabled else nn.Identity()
-    )
+    layer.activation_quantizer = _activation_quantizer(layer, activation_spec, filters)
     state = ModelState()
     for quantizer in (layer.weight_quantizer, layer.activation_quantizer):
         if isinstance(quantizer, Quantizer):
             quantizer.state = state
         quantizer.layer_name = name
         quantizer.to(filters.device)
+
+
+def _activation_quantizer(layer: nn.Module, spec: ActivationSpec, filters: Tensor) -> nn.Module:
+    if not spec.enabled:
+        return nn.Identity()
+    if spec.grid == 'affine':
+        channels = layer.in_channels if spec.per_channel and is_depthwise(layer) else 0
+        return AffineQuantizer(spec, channels, filters.dim() - 2, filters.device)
+    return ActivationQuantizer(spec, filters.device)
+
+
+def is_depthwise(layer: nn.Module) -> bool:
+    """Whether each filter of a convolution reads one channel."""
+    conv = isinstance(layer, (nn.Conv1d, nn.Conv2d, nn.Conv3d))
+    return conv and layer.groups == layer.in_channels > 1
 
 
 def operands(layer: nn.Module, x: Tensor) -> tuple[Operand, Operand]:
@@ -163,8 +177,8 @@ def built_specs(layer: nn.Module) -> tuple[WeightSpec, ActivationSpec]:
     """What the weight and the input of a quantized layer are quantized to."""
     weight, activation = layer.weight_quantizer, layer.activation_quantizer
     return (
-        weight.spec if isinstance(weight, WeightQuantizer) else WeightSpec(bits=FLOAT_BITS),
-        activation.spec if isinstance(activation, ActivationQuantizer) else ActivationSpec(bits=FLOAT_BITS),
+        weight.spec if isinstance(weight, Quantizer) else WeightSpec(bits=FLOAT_BITS),
+        activation.spec if isinstance(activation, Quantizer) else ActivationSpec(bits=FLOAT_BITS),
     )
 
 

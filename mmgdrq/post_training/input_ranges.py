@@ -2,20 +2,23 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Optional
+from typing import Optional, Union
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import QuantizationError
-from ..layers import ActivationQuantizer
-from ..layers.walk import activation_quantizers
-from ..quant.ranges.histogram import histogram, search_threshold
+from ..layers import ActivationQuantizer, AffineQuantizer
+from ..layers.walk import all_modules
+from ..quant.ranges.histogram import Bins, channel_histograms, histogram, percentile_of, search_threshold
 from ..quant.ranges.statistics import add_statistic_, collect, threshold_of
 from ..quant.specs import MEAN_RULES
 
+CHANNEL_BINS = Bins(mantissa=3)
+"""Bins of the histogram of one channel: coarse, as there are hundreds of them."""
 
-class InputStatistics:
+
+class ThresholdStatistics:
     """What the calls of one layer have seen: all elements count the same, whatever batch they came in.
 
     Args:
@@ -28,17 +31,9 @@ class InputStatistics:
         self.sums = torch.zeros(2, dtype=torch.float64, device=quantizer.threshold.device)
         self.counts: Optional[Tensor] = None
 
-    @torch.no_grad()
     def add(self, x: Tensor) -> None:
-        """Add the input of one call."""
-        if x.numel() == 0:
-            return
+        """Add the input of one call, which is finite and not empty."""
         lowest, highest = (end.item() for end in x.aminmax())
-        if not abs(lowest) + abs(highest) < float('inf'):
-            raise QuantizationError(
-                f'{self.quantizer.layer_name or "a quantized layer"}: its input is not finite, so it has no range. '
-                'Check the images, their normalization and the checkpoint'
-            )
         self.lowest, self.highest = min(self.lowest, lowest), max(self.highest, highest)
         if self._by_histogram:
             counts = histogram(x)
@@ -50,28 +45,87 @@ class InputStatistics:
     def _by_histogram(self) -> bool:
         return self.quantizer.spec.range not in (*MEAN_RULES, 'minmax')
 
-    def set_range(self) -> bool:
-        """Set the range of the quantizer; False where the layer was not called, or has seen nothing but zeros."""
+    def set_range(self) -> None:
+        """Set the range of the quantizer, if it was called with more than zeros."""
         if self.lowest == self.highest == 0:
-            return False
+            return
         spec = self.quantizer.spec
-        signed = self.lowest < 0 if spec.signed == 'auto' else spec.signed
-        if self._by_histogram:
-            assert self.counts is not None
+        signed = self.lowest < 0 if spec.signed == 'auto' else bool(spec.signed)
+        if self.counts is not None:
             threshold = search_threshold(self.counts, spec.levels(signed), spec.code_limits(signed), spec.p)
         else:
             threshold = threshold_of(self.sums[0] / self.sums[1], spec, signed)
         self.quantizer.set_range(threshold, signed)
-        return True
+
+
+class EndStatistics:
+    """The lowest and the highest value, and a histogram where percentiles of it are asked for; for each channel or all.
+
+    Args:
+        quantizer: that of the input.
+    """
+
+    def __init__(self, quantizer: AffineQuantizer) -> None:
+        self.quantizer = quantizer
+        self.ends: Optional[tuple[Tensor, Tensor]] = None
+        self.counts: Optional[Tensor] = None
+
+    def add(self, x: Tensor) -> None:
+        """Add the input of one call, which is finite and not empty."""
+        quantizer = self.quantizer
+        axis = -1 - quantizer.trailing
+        if quantizer.channels:
+            rows = x.movedim(axis, 0).flatten(1)
+            low, high = rows.amin(1), rows.amax(1)
+        else:
+            low, high = x.aminmax()
+        if self.ends is not None:
+            low, high = torch.minimum(low, self.ends[0]), torch.maximum(high, self.ends[1])
+        self.ends = low, high
+        if quantizer.spec.range == 'percentile':
+            counts = channel_histograms(x, CHANNEL_BINS, axis).int() if quantizer.channels else histogram(x)
+            self.counts = counts if self.counts is None else self.counts.add_(counts)
+
+    def set_range(self) -> None:
+        """Set the range of the quantizer, if it was called."""
+        if self.ends is None:
+            return
+        low, high = self.ends
+        if self.counts is not None:
+            share = self.quantizer.spec.percentile / 100
+            bins = CHANNEL_BINS if self.quantizer.channels else Bins()
+            low = torch.maximum(low, percentile_of(self.counts, 1 - share, bins))
+            high = torch.minimum(high, percentile_of(self.counts, share, bins))
+        self.quantizer.set_range(low, high)
+
+
+Statistics = Union[ThresholdStatistics, EndStatistics]
 
 
 @contextmanager
-def collecting(model: nn.Module) -> Iterator[list[InputStatistics]]:
+def collecting(model: nn.Module) -> Iterator[list[Statistics]]:
     """While active, the calls of all layers whose input is quantized are added up; the model must be in float."""
-    statistics = [InputStatistics(quantizer) for quantizer in activation_quantizers(model)]
-    hooks = [s.quantizer.register_forward_pre_hook(lambda _, args, s=s: s.add(args[0])) for s in statistics]
+    statistics: list[Statistics] = []
+    for module in all_modules(model):
+        if isinstance(module, ActivationQuantizer):
+            statistics.append(ThresholdStatistics(module))
+        elif isinstance(module, AffineQuantizer):
+            statistics.append(EndStatistics(module))
+    hooks = [s.quantizer.register_forward_pre_hook(lambda _, args, s=s: _add(s, args[0])) for s in statistics]
     try:
         yield statistics
     finally:
         for hook in hooks:
             hook.remove()
+
+
+@torch.no_grad()
+def _add(statistic: Statistics, x: Tensor) -> None:
+    if x.numel() == 0:
+        return
+    if not bool(torch.isfinite(x).all()):
+        raise QuantizationError(
+            f'{statistic.quantizer.layer_name or "a quantized layer"}: its input is not finite, so it has no range. '
+            'Check the images, their normalization and the checkpoint'
+        )
+    statistic.add(x)

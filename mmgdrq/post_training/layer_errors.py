@@ -5,8 +5,7 @@ from typing import Any, Callable, Optional
 import torch
 from torch import Tensor, nn
 
-from ..layers import WeightQuantizer, built_specs, is_quantized
-from ..layers.activation_quantizer import ActivationQuantizer
+from ..layers import ActivationQuantizer, AffineQuantizer, WeightQuantizer, built_specs, is_quantized
 from ..quantized_model.stages import set_stage
 from .report import CalibratedLayer
 
@@ -60,7 +59,7 @@ def _tensor(output: Any) -> Optional[Tensor]:
 
 def _has_range(layer: nn.Module) -> bool:
     quantizer = layer.activation_quantizer
-    return not isinstance(quantizer, ActivationQuantizer) or quantizer.is_ready()
+    return isinstance(quantizer, nn.Identity) or quantizer.is_ready()
 
 
 def _norm(x: Tensor) -> Tensor:
@@ -79,6 +78,9 @@ def _row(name: str, layer: nn.Module, sums: Optional[Tensor]) -> CalibratedLayer
 
 def _input_range(layer: nn.Module) -> Optional[tuple[float, float]]:
     quantizer = layer.activation_quantizer
+    if isinstance(quantizer, AffineQuantizer) and quantizer.is_ready():
+        low, high = quantizer.bounds()
+        return float(low.min()), float(high.max())
     if not isinstance(quantizer, ActivationQuantizer) or not quantizer.is_ready():
         return None
     signed, high = bool(quantizer.signed), float(quantizer.threshold)

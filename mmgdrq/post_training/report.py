@@ -18,8 +18,8 @@ class CalibratedLayer:
         name: qualified name.
         weight_bits: bits of the weight, 32 where it is in float.
         activation_bits: bits of the input, 32 where it is in float.
-        range: lowest and highest value of the input that is not clipped; None where the input is in float or the layer
-            was not called.
+        range: lowest and highest value of the input that is not clipped, over its channels; None where the input is in
+            float or the layer was not called.
         weight_error: ``||W - Q(W)|| / ||W||``; None where the weight is in float.
         output_error: ``||y - Q(y)|| / ||y||`` of the layer by itself, on its inputs in float, over the first batch;
             None where it was not called.

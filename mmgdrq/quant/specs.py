@@ -15,7 +15,12 @@ FLOAT_BITS = 32
 """The number of bits that means "leave this tensor in float"."""
 
 RANGES = ('mean', 'search', 'learned', 'minmax')
-ACTIVATION_RANGES = (*RANGES, 'active_mean', 'lehmer')
+ACTIVATION_RANGES = (*RANGES, 'active_mean', 'lehmer', 'percentile')
+
+AFFINE_RANGES = ('minmax', 'percentile')
+"""Rules for activations that give a lowest and a highest value, as affine grids need them."""
+
+ACTIVATION_GRIDS = ('symmetric', 'affine')
 
 MEAN_RULES = ('mean', 'active_mean', 'lehmer')
 """Rules for activations whose threshold is ``k`` times a mean of magnitudes."""
@@ -161,11 +166,19 @@ class ActivationSpec:
         range: rule for the threshold T: ``'mean'`` (k * running mean|A|), ``'active_mean'`` (k * running mean
             of the non-zero |A|, which does not depend on how sparse a ReLU made A), ``'lehmer'`` (k * running
             sum|A|^3 / sum(A^2), the Lehmer mean of order 3, which does not depend on it either and grows with
-            the tail), ``'search'``, ``'learned'`` or ``'minmax'`` (running max|A|).
+            the tail), ``'search'``, ``'learned'``, ``'minmax'`` (running max|A|) or ``'percentile'``.
         k: multiplier of the three mean rules; None takes the default of the bit-width and sign.
         momentum: weight of the newest iteration in the running statistic, in (0, 1].
         signed: True, False, or ``'auto'``: decided by the first batch that is not all zero.
         p: norm of the quantized-loss that ``'search'`` minimises, 1 or 2.
+        grid: ``'symmetric'`` (zero is the lowest code, or the middle one where ``signed``), or ``'affine'``: from the
+            lowest to the highest value with zero as one of the codes, which suits what SiLU, GELU and leaky ReLU leave.
+            Its range, by ``'minmax'`` or ``'percentile'``, comes from a calibration (:func:`mmgdrq.calibrate`) and
+            stays while the weights train; ``signed`` asks for a zero point in the middle (True) or at 0 (False).
+        per_channel: with ``'affine'``: the input of a depthwise convolution has a range for each channel, which costs
+            nothing, as it becomes part of the scale of a filter.
+        percentile: share of the elements in percent that lie below the highest, and above the lowest, value of
+            ``'percentile'``.
     """
 
     bits: int = 4
@@ -174,6 +187,9 @@ class ActivationSpec:
     momentum: float = 0.1
     signed: Union[str, bool] = 'auto'
     p: int = 2
+    grid: str = 'symmetric'
+    per_channel: bool = True
+    percentile: float = 99.99
 
     def __post_init__(self) -> None:
         _check_bits('activation', self.bits)
@@ -185,6 +201,22 @@ class ActivationSpec:
         if not isinstance(self.signed, bool) and self.signed != 'auto':
             raise ConfigError(f"activation: signed={self.signed!r} is unknown. Expected True, False or 'auto'")
         _check_choice('activation', 'p', self.p, (1, 2))
+        _check_choice('activation', 'grid', self.grid, ACTIVATION_GRIDS)
+        self._check_affine()
+
+    def _check_affine(self) -> None:
+        if self.grid == 'affine' and self.range not in AFFINE_RANGES:
+            raise ConfigError(
+                f"activation: range={self.range!r} gives no lowest value for grid='affine'. Use one of "
+                f'{", ".join(map(repr, AFFINE_RANGES))}'
+            )
+        if self.grid != 'affine' and self.range == 'percentile':
+            raise ConfigError("activation: range='percentile' needs grid='affine'")
+        if not isinstance(self.per_channel, bool):
+            raise ConfigError(f'activation: per_channel={self.per_channel!r} is not True or False')
+        _check_number('activation', 'percentile', self.percentile)
+        if not 50 < self.percentile <= 100:
+            raise ConfigError(f'activation: percentile={self.percentile} is not in (50, 100]')
 
     @property
     def enabled(self) -> bool:

@@ -45,7 +45,8 @@ def thresholds(model):
 
 def calibrated(images=None, model=None, **activation):
     model = model or network()
-    report = mmgdrq.calibrate(model, images or batches(), progress=False, activation=dict(bits=8, **activation))
+    activation = dict(bits=8, grid='symmetric', **activation)
+    report = mmgdrq.calibrate(model, images or batches(), progress=False, activation=activation)
     return model, report
 
 
@@ -80,7 +81,7 @@ def test_a_map_that_is_zero_at_regular_places_has_a_range():
     model = nn.Sequential(nn.Conv2d(3, 8, 3))
     image = torch.zeros(32, 3, 64, 64)
     image[..., 1::2] = 1
-    mmgdrq.calibrate(model, [image], progress=False, activation=dict(bits=8, range='search'))
+    mmgdrq.calibrate(model, [image], progress=False, activation=dict(bits=8, grid='symmetric', range='search'))
     quantizer = model[0].activation_quantizer
     torch.testing.assert_close(quantizer(image), image, rtol=0, atol=0.005)
 
