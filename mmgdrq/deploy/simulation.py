@@ -5,6 +5,7 @@ from typing import Optional
 from torch import nn
 
 from ..errors import ConfigError
+from ..layers import AffineQuantizer
 from ..quantized_model.replaced_layers import refuse_new_float_layers, remember_layers
 from ..quantized_model.state import state_of
 from .engines.requantized_output import CHILD, EngineResult, hook_up, simulated
@@ -47,6 +48,7 @@ def simulate(model: nn.Module, engine: str = 'onnxruntime', run: Optional[Run] =
     if simulated(model):
         raise ConfigError('deploy: the model simulates an engine already')
     refuse_new_float_layers(model)
+    _refuse_affine(model)
     modules = dict(model.named_modules())
     for place in places_of(model, engine, run):
         tail = modules[place.tail]
@@ -57,3 +59,12 @@ def simulate(model: nn.Module, engine: str = 'onnxruntime', run: Optional[Run] =
     hook_up(model)
     remember_layers(model)  # those of the results, too, or they would make up for lost layers
     return model
+
+
+def _refuse_affine(model: nn.Module) -> None:
+    for name, module in model.named_modules():
+        if isinstance(module, AffineQuantizer):
+            raise ConfigError(
+                f"deploy: {name.rpartition('.')[0]} has an affine input range, which no engine's graph has yet, so "
+                "there is nothing to simulate. Use activation=dict(grid='symmetric')"
+            )

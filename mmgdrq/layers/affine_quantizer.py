@@ -20,7 +20,7 @@ class AffineQuantizer(Quantizer):
 
     Its range comes from :func:`mmgdrq.calibrate` and stays as it is while the weights train.
 
-    Buffers: ``scale`` and ``zero_point``, shape ``()`` or ``(C,)``, and ``initialized``.
+    Buffers: ``scale`` and ``zero_point``, shape ``()`` or ``(C,)``; the flag ``initialized``, as 0.0 or 1.0.
 
     Args:
         spec: what to quantize to.
@@ -34,7 +34,7 @@ class AffineQuantizer(Quantizer):
         shape = (channels,) if channels else ()
         self.register_buffer('scale', torch.ones(shape, device=device))
         self.register_buffer('zero_point', torch.zeros(shape, device=device))
-        self.register_buffer('initialized', torch.tensor(False, device=device))
+        self.register_buffer('initialized', torch.tensor(0.0, device=device))
 
     @property
     def mode(self) -> str:
@@ -73,8 +73,15 @@ class AffineQuantizer(Quantizer):
 
     def is_ready(self) -> bool:
         """Whether there is a range; asks the device only until there is one."""
-        self._ready = self._ready or bool(self.initialized)
+        if not self._ready:
+            self.read_flags(float(self.initialized))
         return self._ready
+
+    @torch.no_grad()
+    def read_flags(self, initialized: float) -> None:
+        """Take over what the buffer ``initialized`` holds now; in an average some models may not have had a range."""
+        self._ready = initialized > 0.999
+        self.zero_point.round_()
 
     @torch.no_grad()
     def set_range(self, low: Union[Tensor, float], high: Union[Tensor, float]) -> None:
@@ -85,7 +92,7 @@ class AffineQuantizer(Quantizer):
         scale, zero_point = affine_grid(*ends, self.spec.bits, self.spec.signed is True)
         self.scale.copy_(scale)
         self.zero_point.copy_(zero_point)
-        self.initialized.fill_(True)
+        self.initialized.fill_(1.0)
         self._ready = True
 
     def _load_from_state_dict(self, state_dict, prefix, *args) -> None:

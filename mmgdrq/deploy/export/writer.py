@@ -10,12 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import ExportError
+from ...layers import AffineQuantizer
 from ...layers.walk import all_modules
 from ...quant import step_of
 from ...quantized_model.dense_parts import Part, example_inputs, parts_of, run_part
 from ..engines.block import PROFILES, Block, Grid, block_of
 from ..engines.requantized_output import trained_grids
 from ..engines.results import plan_results
+from ..folding.affine_inputs import refuse_affine
 from ..folding.folded_layers import STORED, RoundedInput
 from ..folding.merge_batchnorm import merge_norms
 from ..verification.free_axes import BATCH, SIZE, Axes, right_axes
@@ -90,6 +92,7 @@ def with_blocks(
     folded: nn.Module, profile: str, form: Callable[[Block], Block] = low_bit
 ) -> tuple[nn.Module, list[BlockModule]]:
     """A copy of a folded model whose folded layers are blocks, and the list that their export fills."""
+    refuse_affine(folded.gdrq_folded)
     model, exported = merge_norms(folded), []
     trained = _checked_grids(folded)
     names: dict[int, BlockModule] = {}
@@ -124,8 +127,11 @@ def _rounded_input(quantizer: nn.Module, entry: dict[str, Any]) -> nn.Module:
     if not entry['input']:
         return quantizer
     rounded = RoundedInput(*entry['input'])
-    levels = quantizer.spec.levels(entry['input'][0] < 0)
-    rounded.step.copy_(step_of(quantizer.threshold.detach().abs(), levels))
+    if isinstance(quantizer, AffineQuantizer):
+        rounded.step.copy_(quantizer.scale)
+    else:
+        levels = quantizer.spec.levels(entry['input'][0] < 0)
+        rounded.step.copy_(step_of(quantizer.threshold.detach().abs(), levels))
     return rounded
 
 

@@ -15,11 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import FoldError
-from ...layers import ActivationQuantizer, WeightQuantizer, is_quantized
+from ...layers import ActivationQuantizer, AffineQuantizer, WeightQuantizer, is_quantized
 from ...layers.walk import all_modules
 from ...quant import per_filter, quantize, step_of, weight_step
 from ...quantized_model.stages import get_stage
 from ...quantized_model.state import is_root
+from .affine_inputs import AffineCodes, affine_input, step_per_filter
 from .batchnorm_pairs import Pairs, pairs_by_structure, pairs_by_trace
 from .folded_layers import STORED, become_folded, become_folded_model
 
@@ -113,7 +114,7 @@ def check_foldable(model: nn.Module) -> None:
                 'Leave it in float with rules=[dict(pattern=..., skip=True)], or evaluate the quantized model as it is'
             )
         quantizer = layer.activation_quantizer
-        if isinstance(quantizer, ActivationQuantizer) and not quantizer.is_ready():
+        if isinstance(quantizer, (ActivationQuantizer, AffineQuantizer)) and not quantizer.is_ready():
             raise FoldError(
                 f'fold: {name} has no activation range. Train at least one iteration, or load a checkpoint of the '
                 'quantized model. If it has been trained, no forward pass calls this layer: skip it in a rule'
@@ -137,7 +138,7 @@ def _store_layer(layer: nn.Module) -> Entry:
     codes, scale, weight_format = weight_codes(layer, layer.filters().detach())
     _, limits, bits = input_codes(layer)
     entry = {'kind': STORED, 'input': limits, 'input_bits': bits, 'scaled': False, 'offset': False, 'norm': None}
-    entry.update(weight_format, shape=list(codes.shape))
+    entry.update(weight_format, shape=list(codes.shape), **affine_input(layer))
     become_folded(layer, entry)
     if entry['weight_bits'] <= 8:
         layer.weight_quantizer.codes.copy_(codes)
@@ -157,10 +158,14 @@ def _fold_layer(layer: nn.Module, norm: Optional[nn.Module]) -> Entry:
         'scaled': norm is None,
         'offset': norm is None and bias is not None,
         **weight_format,
+        **affine_input(layer),
     }
+    quantizer = layer.activation_quantizer
     become_folded(layer, entry)
     layer.weight.copy_(codes)
-    if limits is not None:
+    if isinstance(layer.input_codes, AffineCodes):
+        layer.input_codes.copy_(quantizer)
+    elif limits is not None:
         layer.input_codes.step.copy_(step)
     if norm is None:
         layer.scale.copy_(scale)
@@ -207,8 +212,11 @@ def weight_scale(layer: nn.Module, weight: Tensor) -> Tensor:
 
 
 def input_codes(layer: nn.Module) -> tuple[Tensor, Optional[tuple[int, int]], int]:
-    """Input step, limits of the input codes, and their bits."""
+    """Input step (one for each filter where channels have a grid each), limits of the input codes, and their bits."""
     quantizer = layer.activation_quantizer
+    if isinstance(quantizer, AffineQuantizer):
+        step = step_per_filter(quantizer, layer.filters().shape[0])
+        return step, quantizer.spec.code_limits(False), quantizer.spec.bits
     if not isinstance(quantizer, ActivationQuantizer):
         return layer.stored_weight().new_ones(()), None, 32
     spec, signed = quantizer.spec, bool(quantizer.signed)

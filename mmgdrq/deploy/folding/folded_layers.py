@@ -11,6 +11,7 @@ from ...layers.walk import all_modules
 from ...quant import quantize
 from ...quantized_model.replaced_layers import remember_layers
 from ...quantized_model.state import FROZEN, STAGE, is_root
+from .affine_inputs import GRID, AffineCodes
 
 
 class CodeQuantizer(nn.Module):
@@ -113,10 +114,16 @@ def become_folded(layer: nn.Module, entry: dict) -> None:
     # a Parameter of its own: the old one may be tied to other layers
     layer.weight = nn.Parameter(layer.weight.detach().clone(), requires_grad=False)
     layer.register_parameter('bias', None)
-    layer.input_codes = CodeQuantizer(*entry['input']) if entry['input'] else nn.Identity()
+    layer.input_codes = _input_codes(entry)
     layer.register_buffer('scale', torch.ones(filters) if entry['scaled'] else None)
     layer.register_buffer('offset', torch.zeros(filters) if entry['offset'] else None)
     layer.to(device)
+
+
+def _input_codes(entry: dict) -> nn.Module:
+    if GRID in entry:
+        return AffineCodes(entry['input_bits'], *entry[GRID])
+    return CodeQuantizer(*entry['input']) if entry['input'] else nn.Identity()
 
 
 def become_folded_model(model: nn.Module, entries: dict[str, dict[str, Any]]) -> None:
