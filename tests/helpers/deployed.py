@@ -1,5 +1,6 @@
 """Deployed directories of small models of OpenMMLab, with random weights."""
 
+import copy
 from pathlib import Path
 
 import torch
@@ -11,8 +12,6 @@ from torch import nn
 import mmgdrq
 from mmgdrq.deploy import save_folded
 from mmgdrq.deploy.export.writer import export
-from mmgdrq.layers.activation_quantizer import ActivationQuantizer
-from mmgdrq.layers.weight_quantizer import WeightQuantizer
 from mmgdrq.openmmlab.building import model_config
 from mmgdrq.openmmlab.config_parts import without_weights
 from mmgdrq.openmmlab.pipeline import make_pipeline
@@ -41,19 +40,19 @@ def deploy_random(cfg: Config, out: Path, images: list, engines=('onnxruntime',)
     if prepare is not None:
         prepare(model)
     mmgdrq.quantize(model, **QUANT)
-    pipeline = make_pipeline(cfg)
+    batches = [pseudo_collate([make_pipeline(cfg)(image)]) for image in images]
+    mmgdrq.calibrate(model, batches, progress=False)
 
     def run(target):
-        return [target.test_step(pseudo_collate([pipeline(image)])) for image in images]
+        return [target.test_step(batch) for batch in copy.deepcopy(batches)]
 
-    calibrate(model, run)
-    folded = mmgdrq.fold(model.eval(), example=run)
+    folded = mmgdrq.fold(model, example=run)
 
     def graphs(folder):
         written = {}
         for engine in engines:
             (folder / engine).mkdir()
-            parts = export(folded, run, folder / engine, engine)
+            parts = export(folded, run, folder / engine, engine, check=False)
             written[engine] = {part.part.name: part.entry() for part in parts}
         write_pipeline(folder, folded, cfg, written)
         return written
@@ -71,16 +70,3 @@ def make_lively(model: nn.Module) -> None:
             nn.init.constant_(module.weight, 20)
         elif any(word in name for word in PREDICTIONS) and hasattr(module, 'weight'):
             module.weight.data *= 3
-
-
-def calibrate(model: nn.Module, run) -> None:
-    """Let the quantizers see inputs as in training; everything else predicts."""
-    model.eval()
-    model.training = True
-    for module in model.modules():
-        if isinstance(module, (ActivationQuantizer, WeightQuantizer)):
-            module.training = True
-    with torch.no_grad():
-        for _ in range(2):
-            run(model)
-    model.eval()

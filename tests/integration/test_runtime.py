@@ -1,0 +1,74 @@
+"""Deployed directories give the same results without OpenMMLab as with it, on the same engine."""
+
+import numpy as np
+import pytest
+from mmengine.config import Config
+
+import mmgdrq
+import mmgdrq_runtime
+from tests.helpers.deployed import deploy_random
+from tests.helpers.pictures import smooth_image
+from tests.helpers.stable_order import keep_order_of_equals
+
+pytest.importorskip('onnx', reason='onnx is not installed')
+CONFIGS = (
+    'resnet18_digits',
+    'retinanet_r18_fpn_digits',
+    'ssd_vgg11_digits',
+    'faster_rcnn_r18_fpn_digits',
+    'fcn_r18_digits',
+    'pspnet_r18_digits',
+)
+ENGINES = ('onnxruntime', 'openvino')
+
+
+@pytest.fixture(scope='module', params=CONFIGS)
+def deployed(request, tmp_path_factory):
+    """The directory, and images of several sizes, as far as the model takes them."""
+    size = 32 if 'resnet18_digits' in request.param else 128
+    images = [smooth_image(size, size, seed) for seed in range(2)]
+    cfg = Config.fromfile(f'configs/gdrq/{request.param}.py')
+    path = deploy_random(cfg, tmp_path_factory.mktemp('deployed') / 'model', images, ENGINES)
+    others = [smooth_image(100, 90), smooth_image(75, 128)] if size == 128 else []
+    return path, [*images, *others]
+
+
+@pytest.mark.parametrize('engine', ENGINES)
+def test_results_are_those_of_openmmlab(deployed, engine, monkeypatch):
+    pytest.importorskip(engine, reason=f'{engine} is not installed')
+    path, images = deployed
+    keep_order_of_equals(monkeypatch)
+    expected = mmgdrq.load_deployed(path, engine=engine, threads=1)
+    model = mmgdrq_runtime.load(path, engine=engine, threads=1)
+    for image, result in zip(images, model(images)):
+        assert_same(result, expected(image))
+
+
+def assert_same(result, sample) -> None:
+    if isinstance(result, mmgdrq_runtime.Classification):
+        assert np.abs(result.class_scores - sample.pred_score.numpy()).max() < 1e-6
+        assert result.label == sample.pred_label.item()
+    elif isinstance(result, mmgdrq_runtime.Segmentation):
+        assert np.array_equal(result.label_map, sample.pred_sem_seg.data[0].numpy())
+        assert len(np.unique(result.label_map)) > 1
+    else:
+        found = sample.pred_instances
+        assert len(result) == len(found) > 0
+        assert np.abs(result.scores - found.scores.numpy()).max() < 1e-5
+        assert np.abs(result.boxes - found.bboxes.numpy()).max() < 0.01
+        assert result.labels.tolist() == found.labels.tolist()
+
+
+def test_an_image_in_a_batch_has_the_result_that_it_has_alone(deployed):
+    path, images = deployed
+    model = mmgdrq_runtime.load(path, threads=1)
+    for image, result in zip(images, model(images)):
+        alone = model(image)
+        for name, value in vars(alone).items():
+            assert np.array_equal(value, getattr(result, name)), name
+
+
+def test_names_of_classes(deployed):
+    path, _ = deployed
+    model = mmgdrq_runtime.load(path)
+    assert model.classes[-10:] == list('0123456789')
