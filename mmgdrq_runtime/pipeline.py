@@ -18,7 +18,7 @@ FORMAT, VERSION = 'mmgdrq-pipeline', 1
 PIPELINE = 'pipeline.json'
 MAX_BYTES = 4 << 20
 """A pipeline file of more than that is not read; most have a few thousand."""
-MAX_SIDE = 16384
+MAX_SIDE = 8192
 """Longest side of an image or a tensor, in pixels."""
 
 side = integer(1, MAX_SIDE)

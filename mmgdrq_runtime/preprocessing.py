@@ -8,9 +8,12 @@ from typing import Any, Callable
 
 import numpy as np
 
+from .errors import InputError
 from .resize import resize_linear, resize_pillow
 
 Spec = Mapping[str, Any]
+MAX_PIXELS = 1 << 26
+"""Of the input of a network; its tensor then takes 800 MB."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,14 @@ def prepare(image: np.ndarray, spec: Spec) -> tuple[np.ndarray, ImageInfo]:
     return tensor, replace(info, tensor_shape=tensor.shape[1:])
 
 
+def _check_area(height: int, width: int) -> None:
+    if height * width > MAX_PIXELS:
+        raise InputError(
+            f'image: it would become {height:,} x {width:,} pixels for the network; expected {MAX_PIXELS:,} in all at '
+            'most. Cut it into pieces'
+        )
+
+
 def _pad_tensor(tensor: np.ndarray, spec: Spec) -> np.ndarray:
     divisor, (height, width) = spec['pad_divisor'], tensor.shape[1:]
     if spec['pad_size'] is not None:
@@ -60,6 +71,7 @@ def _pad_tensor(tensor: np.ndarray, spec: Spec) -> np.ndarray:
         target = max(height, least[0]), max(width, least[1])
     else:
         target = tuple(math.ceil(size / divisor) * divisor for size in (height, width))
+    _check_area(*target)
     below, right = target[0] - height, target[1] - width
     if not below and not right:
         return tensor
@@ -86,6 +98,7 @@ def _resize_edge(image: np.ndarray, info: ImageInfo, step: Spec) -> tuple[np.nda
 def _resized(image: np.ndarray, info: ImageInfo, step: Spec, width: int, height: int) -> tuple[np.ndarray, ImageInfo]:
     rows, columns = image.shape[:2]
     width, height = max(width, 1), max(height, 1)
+    _check_area(height, width)
     image = resized(image, width, height, step['library'], step['interpolation'])
     return image, replace(info, input_shape=(height, width), scale_factor=(width / columns, height / rows))
 
@@ -127,6 +140,7 @@ def _pad(image: np.ndarray, info: ImageInfo, step: Spec) -> tuple[np.ndarray, Im
     elif step['size'] is not None:
         columns, rows = step['size']
     rows, columns = max(rows, image.shape[0]), max(columns, image.shape[1])
+    _check_area(rows, columns)
     padded = np.empty((rows, columns, 3), np.uint8)
     padded[:] = np.asarray(step['value'], np.uint8)
     padded[: image.shape[0], : image.shape[1]] = image

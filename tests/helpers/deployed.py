@@ -54,10 +54,11 @@ def deploy_random(cfg: Config, out: Path, images: list, engines=('onnxruntime',)
             (folder / engine).mkdir()
             parts = export(folded, run, folder / engine, engine, check=False)
             written[engine] = {part.part.name: part.entry() for part in parts}
-        write_pipeline(folder, folded, cfg, written)
         return written
 
-    return save_folded(folded, out, cfg.pretty_text, graphs)
+    save_folded(folded, out, cfg.pretty_text, graphs)
+    write_pipeline(out, folded, cfg)
+    return out
 
 
 def make_lively(model: nn.Module) -> None:

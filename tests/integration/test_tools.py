@@ -77,6 +77,13 @@ def deployed(workplace) -> Path:
     return workplace / 'folded'
 
 
+def test_the_directory_runs_without_openmmlab(workplace, deployed):
+    image = next((workplace / 'digits/images/test').iterdir())
+    found = run('-m', 'mmgdrq_runtime', deployed, image, '--out', 'picture.png', '--score-thr', '0', cwd=workplace)
+    assert '"box": [' in found
+    assert (workplace / 'picture.png').stat().st_size > 1000
+
+
 def metrics_of(folder: Path, checkpoint, config: str = 'w2a4.py', options: tuple = ()) -> dict:
     file = folder / 'metrics.json'
     arguments = ('--metrics', file, '--work-dir', 'tested', *options)

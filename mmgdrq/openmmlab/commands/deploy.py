@@ -10,6 +10,8 @@ from typing import Optional
 from ...deploy.engines.block import PROFILES
 from ...errors import ConfigError
 from ...files import write_file
+from ..pipeline_json import write_pipeline
+from ..wrappers import unwrap
 from .checkpoints import check_checkpoint, use_checkpoint
 from .checks import check_data
 from .deployment import deploy
@@ -48,6 +50,10 @@ def main(arguments: Optional[Sequence[str]] = None) -> None:
     # workers that wait for the next epoch crash at exit beside the threads of OpenVINO
     cfg.test_dataloader.persistent_workers = False
     options = (args.batches, args.export, args.rounds, args.evaluate, args.float)
-    report = deploy(build_plain_runner(cfg), args.out, *options)
+    runner = build_plain_runner(cfg)
+    report = deploy(runner, args.out, *options)
     write_file(Path(args.out, 'report.json'), json.dumps(report.as_dict(), indent=1, default=float) + '\n')
     print(report)
+    if args.export:
+        reason = write_pipeline(args.out, unwrap(runner.model), cfg)
+        print(f'Runs through OpenMMLab only: {reason}' if reason else 'Runs without OpenMMLab too, with mmgdrq_runtime')

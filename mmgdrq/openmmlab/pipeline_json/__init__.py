@@ -10,33 +10,34 @@ from typing import Any
 
 from torch import nn
 
+from mmgdrq_runtime.manifest import PathLike, read_manifest
 from mmgdrq_runtime.pipeline import PIPELINE, check_content, pipeline_file
 
 from ...errors import CheckpointError, ExportError
+from ...files import write_file
 from ..config_parts import registered
 from ..pipeline import dataset_of_test
 from .decoder import describe_decoder
 from .preprocessing import describe_preprocessing
 
 
-def write_pipeline(folder: Path, model: nn.Module, cfg: Mapping[str, Any], graphs: Mapping[str, Any]) -> str:
+def write_pipeline(path: PathLike, model: nn.Module, cfg: Mapping[str, Any]) -> str:
     """Write the pipeline file of a deployed directory, or the reason why there is none.
 
     Args:
-        folder: the directory.
-        model: the model whose dense parts are the graphs.
+        path: the directory.
+        model: the model whose dense parts are its graphs.
         cfg: its whole config.
-        graphs: what the manifest will say about the graphs.
 
     Returns:
         Empty, or why the directory runs through OpenMMLab only.
     """
+    graphs = read_manifest(path)['graphs']
     try:
         content = describe(model, cfg, graphs)
     except (CheckpointError, ExportError) as error:
         content = {'reason': str(error)}
-    text = json.dumps(pipeline_file(content, dict(graphs)), indent=1)
-    (folder / PIPELINE).write_text(text, encoding='utf-8')
+    write_file(Path(path, PIPELINE), json.dumps(pipeline_file(content, graphs), indent=1) + '\n')
     return content.get('reason', '')
 
 
