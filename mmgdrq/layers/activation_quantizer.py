@@ -167,7 +167,8 @@ class ActivationQuantizer(Quantizer):
     def is_ready(self) -> bool:
         """Whether there is a range; asks the device only until there is one."""
         if not self._ready:
-            self.read_flags(*torch.stack([self.initialized, self.signed]).tolist(), 0.0)
+            initialized, signed = torch.stack([self.initialized, self.signed]).tolist()
+            self.read_flags(initialized, signed, 0.0)
         return self._ready
 
     @torch.no_grad()

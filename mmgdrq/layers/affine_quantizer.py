@@ -86,10 +86,10 @@ class AffineQuantizer(Quantizer):
     @torch.no_grad()
     def set_range(self, low: Union[Tensor, float], high: Union[Tensor, float]) -> None:
         """Set the grid so that it reaches from ``low`` to ``high``, shape ``()`` or ``(C,)``, and holds zero."""
-        ends = [torch.as_tensor(end, device=self.scale.device).expand_as(self.scale) for end in (low, high)]
+        lowest, highest = (torch.as_tensor(end, device=self.scale.device).expand_as(self.scale) for end in (low, high))
         if self.spec.signed is False:
-            ends[0] = torch.zeros_like(ends[1])
-        scale, zero_point = affine_grid(*ends, self.spec.bits, self.spec.signed is True)
+            lowest = torch.zeros_like(highest)
+        scale, zero_point = affine_grid(lowest, highest, self.spec.bits, self.spec.signed is True)
         self.scale.copy_(scale)
         self.zero_point.copy_(zero_point)
         self.initialized.fill_(1.0)

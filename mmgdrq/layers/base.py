@@ -127,7 +127,7 @@ def attach_quantizers(
     for quantizer in (layer.weight_quantizer, layer.activation_quantizer):
         if isinstance(quantizer, Quantizer):
             quantizer.state = state
-        quantizer.layer_name = name
+        quantizer.layer_name = name  # type: ignore[assignment]  # torch expects a tensor or a module
         quantizer.to(filters.device)
 
 

@@ -83,7 +83,7 @@ class WeightQuantizer(Quantizer):
     def _keeps_codes(self) -> bool:
         # for an iteration of a managed model, which clears the cache before it, and for its backward pass
         passes = self.state.passes
-        within = self.training and self.state.managed and (passes.running or in_backward())
+        within = self.training and self.state.managed and (bool(passes.running) or in_backward())
         return within and passes.kept(self) is None
 
     def _encode(self, weight: Tensor) -> Encoded:

@@ -83,5 +83,5 @@ def _input_range(layer: nn.Module) -> Optional[tuple[float, float]]:
         return float(low.min()), float(high.max())
     if not isinstance(quantizer, ActivationQuantizer) or not quantizer.is_ready():
         return None
-    signed, high = bool(quantizer.signed), float(quantizer.threshold)
-    return (-high if signed else 0.0), high
+    threshold = float(quantizer.threshold)
+    return (-threshold if bool(quantizer.signed) else 0.0), threshold
