@@ -113,8 +113,7 @@ def _input(sample: Tensor, quantizer: ActivationQuantizer) -> tuple[float, float
         signed, threshold = bool(quantizer.signed), quantizer.threshold.abs()
     else:
         signed = bool(sample.amin() < 0) if spec.signed == 'auto' else spec.signed
-        total, count = collect(sample, spec, signed)
-        threshold = threshold_of(total / count, spec, signed)
+        threshold = threshold_of(collect(sample, spec, signed), spec, signed)
     levels, limits = spec.levels(signed), spec.code_limits(signed)
     best = search_range(sample.unsqueeze(0), levels, limits, p=1)[0]
     loss, least = (float(quantized_loss(sample, alpha, levels, limits)) for alpha in (threshold, best))

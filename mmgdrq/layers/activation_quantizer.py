@@ -11,19 +11,17 @@ from ..errors import CheckpointError, QuantizationError
 from ..quant import (
     ActivationSpec,
     Encoded,
-    add_statistic_,
     clip_activation,
-    collect,
     encode_activation,
     encode_clipped,
     encode_learned,
     fake_quantize_activation,
     fake_quantize_learned,
     learned_range_scale,
+    rule_of,
     step_of,
-    threshold_of,
 )
-from ..quant.specs import MEAN_RULES
+from ..quant.ranges.rule import POWERS
 from .quantizer import Quantizer, keep_positive
 from .state import CLIP, FLOAT, QUANTIZE
 
@@ -44,13 +42,13 @@ class ActivationQuantizer(Quantizer):
         self._signed = False
         self.observed = False
         threshold = torch.zeros((), device=device)
-        if spec.range == 'learned':
+        if rule_of(spec).learned:
             self.threshold = nn.Parameter(threshold)
         else:
             self.register_buffer('threshold', threshold)
         self.register_buffer('signed', torch.tensor(float(spec.signed is True), device=device))
         self.register_buffer('initialized', torch.tensor(0.0, device=device))
-        pending = torch.zeros(3, dtype=torch.float64, device=device)
+        pending = torch.zeros(math.prod(rule_of(spec).shape) + 1, dtype=torch.float64, device=device)
         self.register_buffer('pending', pending, persistent=False)
 
     @property
@@ -70,9 +68,8 @@ class ActivationQuantizer(Quantizer):
             return self._idle(x)
         self._check_inside()
         observing = self._is_observing()
-        at_once = (
-            encode and observing and not self.is_fresh() and mode == QUANTIZE and self.spec.range in MEAN_RULES
-        )  # the statistic is a by-product of quantizing
+        by_product = self.rule.by_product is not None  # the statistic is one of quantizing
+        at_once = by_product and encode and observing and not self.is_fresh() and mode == QUANTIZE
         if observing and not at_once:
             self.observe(x)
         if not self.is_ready():
@@ -83,7 +80,7 @@ class ActivationQuantizer(Quantizer):
             clip = encode_clipped if encode else clip_activation
             return clip(self._idle(x), threshold.detach(), signed)
         levels, limits = self.spec.levels(signed), self.spec.code_limits(signed)
-        if self.spec.range == 'learned' and (torch.is_grad_enabled() or not encode):
+        if self.rule.learned and (torch.is_grad_enabled() or not encode):
             step = step_of(self.threshold, levels)
             values = fake_quantize_learned(x, step, limits, learned_range_scale(x.numel(), limits, levels))
             return encode_learned(values, x, step, limits) if encode else values
@@ -93,7 +90,7 @@ class ActivationQuantizer(Quantizer):
 
     def _range(self) -> tuple[Tensor, bool]:
         """Threshold and sign; in a recomputation by the backward pass those of its forward pass."""
-        if self.spec.range == 'learned':  # only an optimizer moves it
+        if self.rule.learned:  # only an optimizer moves it
             return self.threshold, self._signed
         kept = self.state.passes.kept(self)
         return (self.threshold, self._signed) if kept is None else kept
@@ -103,19 +100,17 @@ class ActivationQuantizer(Quantizer):
         self, x: Tensor, threshold: Tensor, levels: int, limits: tuple[int, int], keep: bool, observing: bool
     ) -> Encoded:
         statistic = torch.empty(2, dtype=torch.float64, device=x.device) if observing else None
-        powers = self.spec.range == 'lehmer'
+        powers = self.rule.by_product == POWERS
         encoded = encode_activation(x, threshold, levels, limits, 'input', keep, x.requires_grad, statistic, powers)
         if statistic is not None:
-            if self.spec.range == 'mean':
-                statistic[1] = x.numel()
-            self._add(statistic)
+            self._add(self.rule.of_by_product(statistic, x.numel()))
         return encoded
 
     @torch.no_grad()
     def observe(self, x: Tensor) -> None:
         """Add the statistics of one call; the very first one sets the threshold at once."""
         ready = self.is_ready()
-        if ready and not self._fresh and self.spec.range == 'learned':
+        if ready and not self._fresh and self.rule.learned:
             return
         if not ready:
             self._calibrate(x)
@@ -123,11 +118,12 @@ class ActivationQuantizer(Quantizer):
                 return
             self._fresh = True
         if self._fresh:
-            self.pending[2].add_((x.amin() < 0).double())
-        self._add(collect(x, self.spec, self._signed))
+            self.pending[-1].add_((x.amin() < 0).double())
+        self._add(self.rule.collect(x.detach(), self.spec, self._signed))
 
     def _add(self, statistic: Tensor) -> None:
-        add_statistic_(self.pending[:2], statistic, self.spec)
+        total = self.statistic
+        self.rule.combine(total, statistic, out=total)
         self.observed = True
         if not self.state.managed:
             self.update()
@@ -137,26 +133,34 @@ class ActivationQuantizer(Quantizer):
         """Turn the pending statistics into one step of the running threshold."""
         step_thresholds([self])
 
-    def settle(self, total: float, count: float, negative: float) -> None:
+    def settle(self, empty: bool, negative: bool) -> None:
         """Take the first range from the statistics of all calls of the iteration, and of the other ranks.
 
         Also for a rank that has seen no elements yet.
+
+        Args:
+            empty: whether no rank has seen elements.
+            negative: whether there were negative ones.
         """
         self.observed = False
-        if count == 0:
+        if empty:
             return
-        statistic = total / count
-        if not math.isfinite(statistic):  # a later call of the first iteration, or another rank
+        signed = negative if self.spec.signed == 'auto' else bool(self.spec.signed)
+        threshold = self.rule.range_of(self.statistic, self.spec, signed).high
+        if not bool(torch.isfinite(threshold)):  # a later call of the first iteration, or another rank
             raise self._not_finite()
-        signed = self.spec.signed
-        signed = negative > 0 if signed == 'auto' else signed
         if self._ready:
             self.state.passes.keep(self, (self.threshold.detach().clone(), self._signed))
-        self.set_range(threshold_of(self.pending.new_tensor(statistic), self.spec, signed), signed)
+        self.set_range(threshold, signed)
         self.pending.zero_()
         self._fresh = False
 
-    def rule(self) -> tuple:
+    @property
+    def statistic(self) -> Tensor:
+        """A view of what :attr:`pending` holds besides the calls with negative elements."""
+        return self.pending[:-1].view(self.rule.shape)
+
+    def alike(self) -> tuple:
         """Equal for quantizers whose thresholds follow the same rule on the same device."""
         return self.spec, self._signed, self.threshold.device
 
@@ -171,9 +175,13 @@ class ActivationQuantizer(Quantizer):
             self.read_flags(initialized, signed, 0.0)
         return self._ready
 
+    def flags(self) -> list[Tensor]:
+        """Also the sign, and whether elements have been seen since the last step of the threshold."""
+        return [self.initialized, self.signed, self.rule.is_empty(self.statistic).logical_not()]
+
     @torch.no_grad()
-    def read_flags(self, initialized: float, signed: float, count: float) -> None:
-        """Take over what the buffers ``initialized``, ``signed`` and ``pending`` (its count) hold now.
+    def read_flags(self, initialized: float, signed: float, seen: float) -> None:
+        """Take over what :meth:`flags` holds now.
 
         In an average of models some of which had no range yet, the flags are shares, and the threshold is too small by
         the same share.
@@ -184,7 +192,7 @@ class ActivationQuantizer(Quantizer):
             self.signed.fill_(signed)
             self.initialized.fill_(1.0)
         self._ready, self._signed = initialized > 0, signed > 0.5
-        self.observed = self.observed or count > 0
+        self.observed = self.observed or seen > 0
 
     def _is_observing(self) -> bool:
         # In a managed model the root decides: a frozen backbone stage is in eval mode while the model
@@ -199,8 +207,8 @@ class ActivationQuantizer(Quantizer):
             return
         signed = self.spec.signed
         signed = bool(lowest < 0) if signed == 'auto' else signed
-        total, count = collect(x, self.spec, signed)
-        self.set_range(threshold_of(total / count, self.spec, signed), signed)
+        statistic = self.rule.collect(x.detach(), self.spec, signed)
+        self.set_range(self.rule.range_of(statistic, self.spec, signed).high, signed)
 
     def _not_finite(self) -> QuantizationError:
         return QuantizationError(
@@ -276,8 +284,9 @@ def settle_first_ranges(quantizers: Sequence[ActivationQuantizer]) -> None:
     if not fresh:
         return
     device = fresh[0].pending.device
-    for quantizer, statistic in zip(fresh, torch.stack([q.pending.to(device) for q in fresh]).tolist()):
-        quantizer.settle(*statistic)
+    flags = [torch.stack([q.rule.is_empty(q.statistic), q.pending[-1] > 0]).to(device) for q in fresh]
+    for quantizer, (empty, negative) in zip(fresh, torch.stack(flags).tolist()):
+        quantizer.settle(empty, negative)
 
 
 @torch.no_grad()
@@ -290,18 +299,16 @@ def step_thresholds(quantizers: Sequence[ActivationQuantizer]) -> None:
     groups: dict[tuple, list[ActivationQuantizer]] = {}
     for quantizer in quantizers:
         if quantizer.observed:
-            groups.setdefault(quantizer.rule(), []).append(quantizer)
+            groups.setdefault(quantizer.alike(), []).append(quantizer)
     for group in groups.values():
         _step_alike(group)
 
 
 def _step_alike(quantizers: list[ActivationQuantizer]) -> None:
-    spec, signed, _ = quantizers[0].rule()
-    total, count, _ = torch.stack([q.pending for q in quantizers]).unbind(1)
-    new = threshold_of(total / torch.where(count > 0, count, 1.0), spec, signed)
+    spec, signed, _ = quantizers[0].alike()
+    new = rule_of(spec).range_of(torch.stack([q.statistic for q in quantizers]), spec, signed).high
     old = torch.stack([q.threshold for q in quantizers])
-    usable = (count > 0) & torch.isfinite(new)
-    steps = torch.where(usable, (new - old) * spec.momentum, 0.0)
+    steps = torch.where(torch.isfinite(new), (new - old) * spec.momentum, 0.0)
     for quantizer, before, step in zip(quantizers, old.unbind(), steps.unbind()):
         quantizer.state.passes.keep(quantizer, (before, signed))
         quantizer.threshold.add_(step)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import CheckpointError, QuantizationError
-from ..quant import keep_in_graph
+from ..quant import RangeRule, keep_in_graph, rule_of
 from .passes import in_backward
 from .state import ModelState
 
@@ -61,6 +61,11 @@ class Quantizer(nn.Module):
         self.format.copy_(self._layout)  # not what half precision has made of it
         self._held = None
 
+    @property
+    def rule(self) -> RangeRule:
+        """How the range is chosen."""
+        return rule_of(self.spec)
+
     def learned(self) -> Optional[nn.Parameter]:
         """The range as a parameter, where it is one."""
         return next(iter(self._parameters.values()), None)
@@ -98,6 +103,10 @@ class Quantizer(nn.Module):
         keep_positive([self])
         super()._save_to_state_dict(*args)
 
+    def flags(self) -> list[Tensor]:
+        """What :meth:`read_flags` takes, as scalars on the device."""
+        return [self.initialized]
+
     def forget(self) -> None:
         """Start the range anew: it was one of other weights."""
         if 'initialized' in self._buffers:
@@ -123,7 +132,7 @@ def read_flags(quantizers: Iterable[Quantizer]) -> None:
     flagged = [quantizer for quantizer in quantizers if 'initialized' in quantizer._buffers]
     if not flagged:
         return
-    flags = [[q.initialized, q.signed, q.pending[1]] if 'signed' in q._buffers else [q.initialized] for q in flagged]
+    flags = [q.flags() for q in flagged]
     device = flagged[0].initialized.device
     values = iter(torch.stack([flag.to(device, torch.float64) for several in flags for flag in several]).tolist())
     for quantizer, several in zip(flagged, flags):

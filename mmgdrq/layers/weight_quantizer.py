@@ -13,9 +13,9 @@ from ..quant import (
     encode_weight_by_rule,
     fake_quantize_learned,
     fake_quantize_weight,
-    improve_weight_range,
     learned_range_scale,
     num_groups,
+    rule_of,
     weight_range,
     weight_step,
 )
@@ -29,9 +29,9 @@ from .state import FLOAT
 class WeightQuantizer(Quantizer):
     """Fake-quantizes the weight of one layer, with one range a group of filters.
 
-    ``'mean'`` and ``'minmax'`` ranges follow the weight in every forward pass and have no state.
-    ``'search'`` keeps a buffer ``alpha`` of shape ``(G,)``, renewed once a training iteration (or call, without one);
-    ``'learned'`` has a parameter ``alpha``, which starts from a search.
+    Ranges such as ``'mean'`` follow the weight in every forward pass and have no state. A rule that improves its
+    range, such as ``'search'``, keeps a buffer ``alpha`` of shape ``(G,)``, renewed once a training iteration (or
+    call, without one); a learned range is a parameter ``alpha``, which starts from a search.
 
     Args:
         spec: what to quantize to.
@@ -39,14 +39,14 @@ class WeightQuantizer(Quantizer):
     """
 
     def __init__(self, spec: WeightSpec, weight: Tensor) -> None:
-        k = spec.multiplier if spec.range == 'mean' else 0.0
+        k = spec.multiplier if rule_of(spec).uses_k else 0.0
         super().__init__(spec, [spec.bits, spec.group_size, GRIDS.index(spec.effective_grid), k])
         self.cache = WeightCache()
-        self.stateful = spec.range in ('search', 'learned')
+        self.stateful = self.rule.keeps_range
         if not self.stateful:
             return
         alpha = torch.zeros(num_groups(weight.shape[0], spec.group_size), device=weight.device)
-        if spec.range == 'learned':
+        if self.rule.learned:
             self.alpha = nn.Parameter(alpha)
         else:
             self.register_buffer('alpha', alpha)
@@ -66,11 +66,11 @@ class WeightQuantizer(Quantizer):
         """
         if self.mode == FLOAT:
             return self._idle(weight)
-        if self.spec.range == 'search' and torch.is_grad_enabled():
+        if self.rule.improves and torch.is_grad_enabled():
             self._check_inside()  # other ranges follow the weight in every call, or are parameters
-        if self.spec.range == 'search' and self.training and not self.state.managed:
+        if self.rule.improves and self.training and not self.state.managed:
             self.renew(weight.detach())  # a layer of its own: every call is an iteration
-        if encode and self.spec.range == 'learned':
+        if encode and self.rule.learned:
             values, step = self._learned(weight)
             return encode_learned(values, weight, step, self.spec.code_limits, self.spec.offset)
         if encode:
@@ -93,7 +93,7 @@ class WeightQuantizer(Quantizer):
         return encode_weight(weight, step, self.spec.code_limits, 'weight', self.spec.offset)
 
     def _fake_quantize(self, weight: Tensor) -> Tensor:
-        if self.spec.range == 'learned':
+        if self.rule.learned:
             return self._learned(weight)[0]
         step = weight_step(weight, self.range_of(weight), self.spec)
         return fake_quantize_weight(weight, step, self.spec.code_limits, self.spec.offset)
@@ -135,10 +135,11 @@ class WeightQuantizer(Quantizer):
     @torch.no_grad()
     def renew(self, weight: Tensor) -> None:
         """Fit the range to the present weight: a search the first time, then the best of three nearby."""
-        ready = self.is_ready() and self.spec.range == 'search'
-        if ready:
+        if self.rule.improves and self.is_ready():
             self.state.passes.keep(self, self.alpha.clone())
-        alpha = improve_weight_range(weight, self.alpha, self.spec) if ready else weight_range(weight, self.spec)
+            alpha = self.rule.improve(weight, self.alpha, self.spec)
+        else:
+            alpha = weight_range(weight, self.spec)
         self.alpha.copy_(alpha)
         self.initialized.fill_(True)
         self._ready = True

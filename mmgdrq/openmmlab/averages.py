@@ -29,7 +29,7 @@ class AveragesHook(Hook):
 
     def before_train(self, runner) -> None:
         """Find the learned ranges; their averages begin later than those of the weights."""
-        self._learned = [pair for pair in _pairs(runner) if getattr(pair[0].spec, 'range', '') == 'learned']
+        self._learned = [pair for pair in _pairs(runner) if pair[0].learned() is not None]
 
     def after_train_iter(self, runner, batch_idx: int, data_batch=None, outputs: Optional[dict] = None) -> None:
         """Let the average of a learned range begin with its first value."""

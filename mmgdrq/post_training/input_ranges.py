@@ -10,9 +10,7 @@ from torch import Tensor, nn
 from ..errors import QuantizationError
 from ..layers import ActivationQuantizer, AffineQuantizer
 from ..layers.walk import all_modules
-from ..quant.ranges.histogram import Bins, channel_histograms, histogram, percentile_of, search_threshold
-from ..quant.ranges.statistics import add_statistic_, collect, threshold_of
-from ..quant.specs import MEAN_RULES
+from ..quant.ranges.histogram import Bins, channel_histograms, histogram, search_threshold
 
 CHANNEL_BINS = Bins(mantissa=3)
 """Bins of the histogram of one channel: coarse, as there are hundreds of them."""
@@ -28,7 +26,7 @@ class ThresholdStatistics:
     def __init__(self, quantizer: ActivationQuantizer) -> None:
         self.quantizer = quantizer
         self.lowest = self.highest = 0.0
-        self.sums = torch.zeros(2, dtype=torch.float64, device=quantizer.threshold.device)
+        self.sums = torch.zeros(quantizer.rule.shape, dtype=torch.float64, device=quantizer.threshold.device)
         self.counts: Optional[Tensor] = None
 
     def add(self, x: Tensor) -> None:
@@ -39,11 +37,12 @@ class ThresholdStatistics:
             counts = histogram(x)
             self.counts = counts if self.counts is None else self.counts + counts
         else:
-            add_statistic_(self.sums, collect(x, self.quantizer.spec, False), self.quantizer.spec)
+            rule = self.quantizer.rule
+            self.sums = rule.combine(self.sums, rule.collect(x, self.quantizer.spec, False))
 
     @property
     def _by_histogram(self) -> bool:
-        return self.quantizer.spec.range not in (*MEAN_RULES, 'minmax')
+        return self.quantizer.rule.keeps_range
 
     def set_range(self) -> None:
         """Set the range of the quantizer, if it was called with more than zeros."""
@@ -54,7 +53,7 @@ class ThresholdStatistics:
         if self.counts is not None:
             threshold = search_threshold(self.counts, spec.levels(signed), spec.code_limits(signed), spec.p)
         else:
-            threshold = threshold_of(self.sums[0] / self.sums[1], spec, signed)
+            threshold = self.quantizer.rule.range_of(self.sums, spec, signed).high
         self.quantizer.set_range(threshold, signed)
 
 
@@ -82,7 +81,7 @@ class EndStatistics:
         if self.ends is not None:
             low, high = torch.minimum(low, self.ends[0]), torch.maximum(high, self.ends[1])
         self.ends = low, high
-        if quantizer.spec.range == 'percentile':
+        if quantizer.rule.by_histogram:
             counts = channel_histograms(x, CHANNEL_BINS, axis).int() if quantizer.channels else histogram(x)
             self.counts = counts if self.counts is None else self.counts.add_(counts)
 
@@ -92,10 +91,9 @@ class EndStatistics:
             return
         low, high = self.ends
         if self.counts is not None:
-            share = self.quantizer.spec.percentile / 100
             bins = CHANNEL_BINS if self.quantizer.channels else Bins()
-            low = torch.maximum(low, percentile_of(self.counts, 1 - share, bins))
-            high = torch.minimum(high, percentile_of(self.counts, share, bins))
+            found = self.quantizer.rule.ends(self.counts, self.quantizer.spec, bins)
+            low, high = torch.maximum(low, found.low), torch.minimum(high, found.high)
         self.quantizer.set_range(low, high)
 
 

@@ -23,9 +23,18 @@ from .fake_quant import (
 from .groups import group_max_abs, group_mean_abs, num_groups, per_filter
 from .operators import Operand, conv2d, linear
 from .packing import pack, unpack
-from .ranges.rules import weight_range
+from .ranges import rules  # noqa: F401  registers them
+from .ranges.rule import (
+    Range,
+    RangeRule,
+    add_statistic_,
+    collect,
+    register_range_rule,
+    rule_of,
+    threshold_of,
+    weight_range,
+)
 from .ranges.squared_error import improve_weight_range, quantized_loss, search_range
-from .ranges.statistics import add_statistic_, collect, threshold_of
 from .relu import relu
 from .specs import ActivationSpec, WeightSpec, make_spec, override_spec
 from .weights import scale_clip_, weight_step
@@ -35,6 +44,8 @@ __all__ = [
     'Codes',
     'Encoded',
     'Operand',
+    'Range',
+    'RangeRule',
     'WeightSpec',
     'add_statistic_',
     'clip_activation',
@@ -62,7 +73,9 @@ __all__ = [
     'per_filter',
     'quantize',
     'quantized_loss',
+    'register_range_rule',
     'relu',
+    'rule_of',
     'scale_clip_',
     'search_range',
     'step_of',

@@ -15,7 +15,7 @@ from torch import Tensor
 from ..kernels.dispatch import kernels_for
 from ..kernels.scratch import dense, take
 from .fake_quant import MIN_STEP, clip_activation, clip_bounds, round_to_codes_, step_of
-from .ranges.rules import weight_range
+from .ranges.rule import rule_of, weight_range
 from .ranges.statistics import power_sums, sum_and_count
 from .specs import WeightSpec
 from .weights import weight_step
@@ -183,7 +183,7 @@ def encode_weight_by_rule(weight: Tensor, spec: WeightSpec, slot: str) -> Encode
     """:func:`encode_weight` with the range that the rule of ``spec`` gives for the present weight."""
     flat = dense(weight.detach())
     kernels = kernels_for(flat)
-    if not (kernels and spec.range == 'mean' and spec.group_size == 1):
+    if not (kernels and rule_of(spec).is_mean and spec.group_size == 1):
         step = weight_step(flat, weight_range(flat, spec), spec)
         return encode_weight(weight, step, spec.code_limits, slot, spec.offset)
     values = take(slot, flat, flat.dtype)

@@ -10,20 +10,12 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any, Optional, TypeVar, Union
 
 from ..errors import ConfigError, unknown_key
+from .ranges import registry
 
 FLOAT_BITS = 32
 """The number of bits that means "leave this tensor in float"."""
 
-RANGES = ('mean', 'search', 'learned', 'minmax')
-ACTIVATION_RANGES = (*RANGES, 'active_mean', 'lehmer', 'percentile')
-
-AFFINE_RANGES = ('minmax', 'percentile')
-"""Rules for activations that give a lowest and a highest value, as affine grids need them."""
-
 ACTIVATION_GRIDS = ('symmetric', 'affine')
-
-MEAN_RULES = ('mean', 'active_mean', 'lehmer')
-"""Rules for activations whose threshold is ``k`` times a mean of magnitudes."""
 
 GRIDS = ('twos_complement', 'narrow_range', 'midrise')
 
@@ -38,19 +30,6 @@ TERNARY_K = 1.5
 
 UNIFORM_K = 2.0
 """A uniform distribution on [-T, T] has mean|W| = T / 2: the fixed point of Scale-Clip."""
-
-ACTIVE_MEAN_K = {2: 2.5, 3: 3.5, 4: 5.0, 5: 5.5, 6: 6.0, 7: 7.0, 8: 8.0}
-"""bits -> threshold in units of the mean of the non-zero |A|, for unsigned activations.
-
-A signed grid spends one bit on the sign and takes the multiplier of ``bits - 1`` (2 bits: that of 2)."""
-
-MEAN_K = {2: 6.0, 3: 9.0, 4: 12.0, 5: 14.0, 6: 16.0, 7: 18.0, 8: 20.0}
-"""bits -> threshold in units of mean|A| over all elements, zeros included, for unsigned activations."""
-
-
-LEHMER_K = {2: 1.2, 3: 1.5, 4: 1.8, 5: 2.1, 6: 2.3, 7: 2.5, 8: 2.7}
-"""bits -> threshold in units of the Lehmer mean of order 3, for unsigned activations: the least squared error for a
-half-normal distribution, which is what a ReLU leaves of a Gaussian."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +73,7 @@ class WeightSpec:
                 f'weight: group_size={self.group_size} is not possible. Expected 1 or more filters a group, '
                 'or -1 for the whole layer'
             )
-        _check_choice('weight', 'range', self.range, RANGES)
+        _check_choice('weight', 'range', self.range, registry.names('weights'))
         _check_multiplier('weight', self.k)
         if self.grid is not None:
             _check_choice('weight', 'grid', self.grid, GRIDS)
@@ -193,7 +172,7 @@ class ActivationSpec:
 
     def __post_init__(self) -> None:
         _check_bits('activation', self.bits)
-        _check_choice('activation', 'range', self.range, ACTIVATION_RANGES)
+        _check_choice('activation', 'range', self.range, registry.names('inputs'))
         _check_multiplier('activation', self.k)
         _check_number('activation', 'momentum', self.momentum)
         if not 0 < self.momentum <= 1:
@@ -205,13 +184,12 @@ class ActivationSpec:
         self._check_affine()
 
     def _check_affine(self) -> None:
-        if self.grid == 'affine' and self.range not in AFFINE_RANGES:
+        affine = registry.names('affine')
+        if self.grid == 'affine' and self.range not in affine:
             raise ConfigError(
                 f"activation: range={self.range!r} gives no lowest value for grid='affine'. Use one of "
-                f'{", ".join(map(repr, AFFINE_RANGES))}'
+                f'{", ".join(map(repr, affine))}'
             )
-        if self.grid != 'affine' and self.range == 'percentile':
-            raise ConfigError("activation: range='percentile' needs grid='affine'")
         if not isinstance(self.per_channel, bool):
             raise ConfigError(f'activation: per_channel={self.per_channel!r} is not True or False')
         _check_number('activation', 'percentile', self.percentile)
@@ -246,11 +224,7 @@ class ActivationSpec:
         """``k``, or the default of the range rule, bit-width and sign."""
         if self.k is not None:
             return float(self.k)
-        bits = max(self.bits - 1, 2) if signed else self.bits
-        if self.range == 'lehmer':
-            return LEHMER_K[bits]
-        table = MEAN_K if self.range == 'mean' and not signed else ACTIVE_MEAN_K
-        return table[bits]
+        return registry.find(self.range).default_k(self.bits, signed)
 
 
 Spec = Union[WeightSpec, ActivationSpec]

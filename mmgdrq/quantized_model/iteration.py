@@ -21,6 +21,7 @@ from ..layers.quantizer import Quantizer, keep_positive, read_flags
 from ..layers.state import FLOAT
 from ..layers.walk import activation_quantizers, all_modules, quantized_layers
 from ..layers.weight_quantizer import WeightQuantizer
+from ..quant.ranges.rule import MAX, SUM
 from .replaced_layers import refuse_new_float_layers, remember_layers
 from .state import ATTRIBUTE, QuantizedModelState, adopt, read_buffers
 
@@ -110,18 +111,17 @@ def tensors_in(values: Any) -> list[Tensor]:
 def _renew_searched(model: nn.Module, state: QuantizedModelState) -> None:
     for layer in quantized_layers(model):
         quantizer = layer.weight_quantizer
-        if isinstance(quantizer, WeightQuantizer) and quantizer.state is state and quantizer.spec.range == 'search':
+        if isinstance(quantizer, WeightQuantizer) and quantizer.state is state and quantizer.rule.improves:
             quantizer.renew(layer.filters())
 
 
 def _add_over_ranks(quantizers: list[ActivationQuantizer]) -> None:
-    summed = [q for q in quantizers if q.spec.range != 'minmax']
-    largest = [q for q in quantizers if q.spec.range == 'minmax']
-    for operation, chosen in ((dist.ReduceOp.SUM, summed), (dist.ReduceOp.MAX, largest)):
+    for reduction, operation in ((SUM, dist.ReduceOp.SUM), (MAX, dist.ReduceOp.MAX)):
+        chosen = [q for q in quantizers if q.rule.reduction == reduction]
         if not chosen:
             continue
-        pending = torch.stack([q.pending for q in chosen])
+        pending = torch.cat([q.pending for q in chosen])
         dist.all_reduce(pending, operation)
-        for quantizer, result in zip(chosen, pending):
+        for quantizer, result in zip(chosen, pending.split([len(q.pending) for q in chosen])):
             quantizer.pending.copy_(result)
-            quantizer.observed = quantizer.spec.range != 'learned' or quantizer.is_fresh()
+            quantizer.observed = not quantizer.rule.learned or quantizer.is_fresh()

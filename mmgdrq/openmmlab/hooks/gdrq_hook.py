@@ -12,6 +12,7 @@ from ...deploy import simulated
 from ...errors import ConfigError
 from ...planning.plan import Plan
 from ...planning.policy import make_plan
+from ...quant import rule_of
 from ...quantized_model.execution import Execution
 from ...quantized_model.stages import freeze, set_stage
 from ...quantized_model.state import is_root, state_of
@@ -194,9 +195,9 @@ class GDRQHook(AveragesHook):
 def _refuse_learned(plan: Plan) -> None:
     for row in plan.pending:
         for key, spec in (('weight', row.weight), ('activation', row.activation)):
-            if spec is not None and spec.enabled and spec.range == 'learned':
+            if spec is not None and spec.enabled and rule_of(spec).learned:
                 raise ConfigError(
-                    f"GDRQHook: range='learned' for the {key} of '{row.name}' adds parameters, but the "
+                    f"GDRQHook: range='{spec.range}' for the {key} of '{row.name}' adds parameters, but the "
                     'optimizer exists before hooks run. Use the builder: '
                     "model=dict(type='mmgdrq.Quantized', base_type=..., quant=dict(...))"
                 )

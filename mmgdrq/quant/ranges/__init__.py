@@ -1,1 +1,1 @@
-"""Rules that choose a range."""
+"""Rules that choose a range, one a file."""
