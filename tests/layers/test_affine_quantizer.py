@@ -133,7 +133,6 @@ def test_a_checkpoint_of_another_grid_is_refused():
 def test_settings_that_do_not_fit_are_refused():
     for activation, message in (
         (dict(grid='affine', range='lehmer'), 'gives no lowest value'),
-        (dict(range='percentile'), "needs grid='affine'"),
         (dict(grid='afine'), 'is unknown'),
         (dict(grid='affine', range='percentile', percentile=1), 'is not in'),
         (dict(grid='affine', range='minmax', per_channel=1), 'is not True or False'),
