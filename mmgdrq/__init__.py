@@ -19,6 +19,7 @@ if TYPE_CHECKING or _WITH_TORCH:
     from .config.quant_config import QuantConfig
     from .deploy import fold
     from .layers import Conv2d, Linear
+    from .planning.known_heads import register_prediction_layers
     from .planning.plan import Plan
     from .post_training import CalibrationReport, calibrate
     from .quantized_model.execution import set_execution
@@ -54,6 +55,7 @@ __all__ = [
     'openmmlab',
     'plan',
     'quantize',
+    'register_prediction_layers',
     'set_execution',
     'set_stage',
     'state',

@@ -3,6 +3,6 @@
 Importing it registers the hooks, the builder, the layers and the heads of mmgdrq with mmengine.
 """
 
-from . import builder, hooks, ssd_head, upstream
+from . import builder, heads, hooks, ssd_head, upstream
 
-__all__ = ['builder', 'hooks', 'ssd_head', 'upstream']
+__all__ = ['builder', 'heads', 'hooks', 'ssd_head', 'upstream']

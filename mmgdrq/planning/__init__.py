@@ -1,1 +1,3 @@
 """Which layer gets which bits, and why."""
+
+from . import heads_of_others as heads_of_others  # registers them

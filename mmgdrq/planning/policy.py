@@ -11,6 +11,7 @@ from ..quant import ActivationSpec, WeightSpec, override_spec
 from ..quant.specs import FLOAT_BITS, AnySpec
 from .first_layers import from_the_image_on, image_layers
 from .frozen_layers import frozen_layers
+from .known_heads import known_prediction_layers
 from .plan import Plan, settle
 from .prediction_layers import prediction_layers
 from .row import PlanRow
@@ -50,7 +51,7 @@ def make_plan(
     layers = inventory(model)
     traced = None if example is None else trace(model, example, {layer.names[0]: layer.module for layer in layers})
     with in_training(model):  # it may freeze layers there only
-        reasons = first_and_last(layers, traced)
+        reasons = first_and_last(model, layers, traced)
     rows = [_row(layer, weight, activation, reasons.get(layer.names[0], '')) for layer in layers]
     for number, rule in enumerate(rules):
         rows = apply_rule(rule, f'rules[{number}]', rows)
@@ -78,10 +79,13 @@ def _as_built(row: PlanRow, reason: Optional[str]) -> PlanRow:
     return row.in_float(reason)
 
 
-def first_and_last(layers: list[WeightLayer], traced: Optional[Mapping[str, Seen]] = None) -> dict[str, str]:
+def first_and_last(
+    model: nn.Module, layers: list[WeightLayer], traced: Optional[Mapping[str, Seen]] = None
+) -> dict[str, str]:
     """Name -> why the layer has :data:`FIRST_AND_LAST_BITS`, for those that have.
 
     Args:
+        model: the model.
         layers: all of the model, as it is while it trains.
         traced: what they did in a forward pass; None: they are judged by their channels and names.
     """
@@ -94,7 +98,10 @@ def first_and_last(layers: list[WeightLayer], traced: Optional[Mapping[str, Seen
         ordered.update((name, modules[name]) for name in traced if name in modules)  # in the order in which they run
     reasons = dict.fromkeys(frozen_layers(modules), 'frozen: quantized, not trained')
     trained = {name: module for name, module in ordered.items() if name not in reasons}
-    reasons.update(dict.fromkeys(prediction_layers(trained), 'prediction layer'))
+    known, decided = known_prediction_layers(model, trained)
+    reasons.update((name, f'prediction layer ({head})') for name, head in known.items())
+    others = [name for name in trained if name not in decided]
+    reasons.update(dict.fromkeys(prediction_layers(others, known), 'prediction layer (by name)'))
     reasons.update(first)
     return reasons
 

@@ -1,9 +1,9 @@
-"""Find the layers that predict."""
+"""Find the layers that predict, by their names; :mod:`.known_heads` finds those of known heads."""
 
 import re
-from collections.abc import Iterable
-
-from .first_layers import Layers
+import types
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 _PREDICTION = re.compile(
     r'(^|_)(cls|reg|obj|seg|logits|logit|centerness|iou|kernel|offset|wh|heatmap|coord|coeff|loc|shape|score|pred|out|'
@@ -63,18 +63,26 @@ def is_prediction(name: str) -> bool:
     return bool(_PREDICTION.search(parts[-1]))
 
 
-def prediction_layers(layers: Layers) -> list[str]:
-    """The last layers of every task; at least one of each head, and one that is not of an auxiliary head."""
-    found = [name for name in layers if is_prediction(name)]
-    found += _last_of_each(_BRANCH, layers)
+def prediction_layers(names: Iterable[str], known: Mapping[str, Any] = types.MappingProxyType({})) -> list[str]:
+    """The last layers of every task; at least one of each head, and one that is not of an auxiliary head.
+
+    Args:
+        names: qualified names of the layers to judge, in order.
+        known: what is known already to be a prediction layer; it counts, and is not among the result.
+    """
+    names = list(names)
+    found = [name for name in names if is_prediction(name)]
+    found += _last_of_each(_BRANCH, names)
     parts: dict[str, list[str]] = {}
-    for name in layers:
+    for name in names:
         parts.setdefault(name.split('.')[0], []).append(name)
     for part, own in parts.items():
-        if _OUTPUTS.search(part) and not _INTERNAL.search(part) and not set(own) & set(found):
+        has_one = any(name.split('.')[0] == part for name in [*found, *known])
+        if _OUTPUTS.search(part) and not _INTERNAL.search(part) and not has_one:
             found += _last_of_each(_TASK_LIST, own) or own[-1:]
-    main = [name for name in layers if not name.startswith('aux')]
-    return found if set(found) & set(main) else found + main[-1:]
+    main = [name for name in names if not name.startswith('aux')]
+    has_main = any(not name.startswith('aux') for name in [*found, *known])
+    return found if has_main else found + main[-1:]
 
 
 def _last_of_each(group: re.Pattern, names: Iterable[str]) -> list[str]:

@@ -58,7 +58,7 @@ class DeclaredBackwards(nn.Module):
 def test_layers_declared_in_another_order_than_they_run(channels):
     net = DeclaredBackwards(channels)
     wanted = {'conv1', 'fc'}
-    assert reasons(net, example=torch.rand(1, channels, 9, 9)) == {'conv1': TRACED, 'fc': 'prediction layer'}
+    assert reasons(net, example=torch.rand(1, channels, 9, 9)) == {'conv1': TRACED, 'fc': 'prediction layer (by name)'}
     assert at_eight(net) >= {'conv1'}, 'by its channels'
     assert reasons(net)['conv1'] == CHANNELS
     quantized = mmgdrq.quantize(net, dict(bits=2), example=torch.rand(1, channels, 9, 9))
@@ -96,7 +96,7 @@ def test_what_a_layer_reads_is_followed_through_operations():
     for example in examples:
         found = reasons(net, example=example)
         assert {name for name, reason in found.items() if reason == TRACED} == {'stem.1', 'thermal', 'refine'}
-        assert found['last'] == 'prediction layer'
+        assert found['last'] == 'prediction layer (by name)'
         assert 'body' not in found, 'three channels, and no image'
     assert reasons(net).get('body') == CHANNELS, 'without an example'
 
@@ -125,13 +125,13 @@ class Padding(nn.Module):
 
 def test_an_image_that_is_written_into_another_tensor():
     found = reasons(Padding(), example=torch.rand(1, 3, 9, 9))
-    assert found == {'stem': TRACED, 'last': 'prediction layer'}
+    assert found == {'stem': TRACED, 'last': 'prediction layer (by name)'}
 
 
 def test_positional_inputs():
     found = reasons(Pair(), example=(torch.rand(2, 4), torch.rand(2, 4)))
-    assert found == {'a': TRACED, 'b': TRACED, 'c': 'prediction layer'}
-    assert reasons(Pair()) == {'a': 'first layer', 'c': 'prediction layer'}
+    assert found == {'a': TRACED, 'b': TRACED, 'c': 'prediction layer (by name)'}
+    assert reasons(Pair()) == {'a': 'first layer', 'c': 'prediction layer (by name)'}
 
 
 def test_the_pass_leaves_the_model_as_it_is():
@@ -181,7 +181,7 @@ class OwnMode(nn.Module):
 def test_a_model_that_changes_in_eval(training):
     net = OwnMode().train(training)
     found = reasons(net, example=torch.rand(1, 3, 9, 9))
-    assert found == {'conv': TRACED, 'fc': 'prediction layer'}
+    assert found == {'conv': TRACED, 'fc': 'prediction layer (by name)'}
     assert (net.training, hasattr(net, 'cache')) == (training, not training)
 
 

@@ -175,6 +175,7 @@ def test_weights_in_float_are_not_counted():
 
 def test_nothing_to_quantize_says_why():
     with pytest.raises(
-        ConfigError, match=r'32 bits asked; prediction layer; 32 bits asked; reads the image \(by channels\)\)'
+        ConfigError,
+        match=r'32 bits asked; prediction layer \(by name\); 32 bits asked; reads the image \(by channels\)\)',
     ):
         mmgdrq.quantize(classifier(), dict(bits=32), dict(bits=32))

@@ -36,7 +36,7 @@ def test_default_policy(build, at_8_bits):
     assert at_eight(model) == at_8_bits
     for name, row in rows(model, weight=dict(bits=2), activation=dict(bits=4)).items():
         assert (row.weight.bits, row.activation.bits) == ((8, 8) if name in at_8_bits else (2, 4))
-        assert row.reason == {True: 'reads the image (by channels)', False: 'prediction layer'}[
+        assert row.reason == {True: 'reads the image (by channels)', False: 'prediction layer (by name)'}[
             name.startswith('backbone')
         ] * (name in at_8_bits)
 
@@ -161,7 +161,7 @@ def test_prediction_layers_of_torchvision(name):
     aux = dict(aux_loss=True) if 'deeplab' in name else {}
     with torch.device('meta'):
         model = get_model(name, weights=None, weights_backbone=None, **aux)
-    found = {row.name for row in mmgdrq.plan(model) if row.reason == 'prediction layer'}
+    found = {row.name for row in mmgdrq.plan(model) if row.reason.startswith('prediction layer')}
     assert found == TORCHVISION[name]
 
 
@@ -174,7 +174,7 @@ def test_a_momentum_encoder_is_frozen_and_predicts_nothing():
     )
     model['encoder_k'].requires_grad_(False)
     found = rows(model)
-    assert found['neck'].reason == 'prediction layer'
+    assert found['neck'].reason == 'prediction layer (by name)'
     assert found['encoder_k.2'].reason.startswith('frozen')
 
 
