@@ -15,18 +15,14 @@ from ..layers.walk import is_quantized_model, quantized_layers
 from ..planning.plan import Plan
 from ..planning.policy import make_plan
 from ..planning.rules import Rule, make_rules
-from ..quant import ActivationSpec, WeightSpec, override_spec
 from ..quantized_model.conversion import check_convertible, convert
 from ..quantized_model.stages import set_stage
 from ..quantized_model.state import is_root, state_of
 from ..quantized_model.undo import undone_on_error
+from .defaults import activation_defaults, weight_defaults
 from .input_ranges import collecting
 from .layer_errors import layer_errors
 from .report import CalibrationReport
-
-WEIGHT = WeightSpec(bits=8, range='search')
-ACTIVATION = ActivationSpec(bits=8, range='minmax')
-"""What a float model is quantized to, unless something else is asked for."""
 
 Run = Callable[[nn.Module, Any], Any]
 Progress = Union[bool, Callable[[Iterable], Iterable]]
@@ -55,8 +51,11 @@ def calibrate(
         run: runs the model on one batch. By default a tensor is the model's input, a tuple holds its arguments, and
             the dict of an OpenMMLab data loader goes to ``test_step``.
         progress: show a bar, with tqdm where it is installed; or a function that wraps ``batches``.
-        weight: dict of :class:`~mmgdrq.quant.WeightSpec`, for a float model; by default 8 bits with searched ranges.
-        activation: dict of :class:`~mmgdrq.quant.ActivationSpec`, for a float model; by default 8 bits.
+        weight: dict of :class:`~mmgdrq.quant.WeightSpec`, for a float model; see
+            :func:`~mmgdrq.post_training.defaults.weight_defaults`.
+        activation: dict of :class:`~mmgdrq.quant.ActivationSpec`, for a float model; see
+            :func:`~mmgdrq.post_training.defaults.activation_defaults`. ``dict(grid='affine')`` suits networks with
+            SiLU, GELU and the like, and depthwise convolutions.
         rules: see :func:`mmgdrq.plan`, for a float model.
         plan: what :func:`mmgdrq.plan` gave, for a float model, in place of weight, activation and rules.
 
@@ -125,8 +124,7 @@ def _quantize(model: nn.Module, weight, activation, rules, plan: Optional[Plan])
         )
     check_convertible(model)
     if plan is None:
-        specs = override_spec(WEIGHT, weight, 'weight'), override_spec(ACTIVATION, activation, 'activation')
-        plan = make_plan(model, *specs, make_rules(rules))
+        plan = make_plan(model, weight_defaults(weight), activation_defaults(activation), make_rules(rules))
     with undone_on_error(model):
         convert(model, plan)
 

@@ -10,6 +10,14 @@ from ..planning.plan import Plan
 HEAD = ('layer', 'weight', 'activation', 'lowest', 'highest', 'weight error', 'output error')
 
 
+COARSE = 0.2
+"""Output error of a layer above which the report names it."""
+
+AFFINE_HINT = (
+    "Signed inputs that are skewed (SiLU, GELU), and channels of different size, want activation=dict(grid='affine')"
+)
+
+
 @dataclass(frozen=True)
 class CalibratedLayer:
     """One quantized layer.
@@ -52,6 +60,16 @@ class CalibrationReport:
         """Names of layers whose input should be quantized, and has no range as they were not called."""
         return [layer.name for layer in self.layers if layer.activation_bits < 32 and layer.range is None]
 
+    @property
+    def coarse(self) -> list[str]:
+        """Names of the layers whose output error is above :data:`COARSE`, the worst first."""
+        layers = [layer for layer in self.layers if (layer.output_error or 0) > COARSE]
+        return [layer.name for layer in sorted(layers, key=lambda layer: -(layer.output_error or 0))]
+
+    @property
+    def _affine(self) -> bool:
+        return any(row.activation is not None and row.activation.grid == 'affine' for row in self.plan)
+
     def __str__(self) -> str:
         lines = [HEAD, *(_cells(layer) for layer in self.layers)]
         widths = [max(map(len, column)) for column in zip(*lines)]
@@ -59,6 +77,11 @@ class CalibrationReport:
         text = [*_justified(lines, widths), self.plan.summary()]
         if self.uncalled:
             text.append(f'not called, so without an input range: {", ".join(self.uncalled)}')
+        if self.coarse:
+            text.append(
+                f'{len(self.coarse)} layers lose more than {COARSE:.0%} of their output, most of all {self.coarse[0]}. '
+                + ('More bits for them help, by a rule' if self._affine else AFFINE_HINT)
+            )
         return '\n'.join(text)
 
     def to_json(self) -> str:

@@ -20,7 +20,8 @@ from ...errors import ConfigError
 from ...files import write_file
 from ...layers.walk import is_quantized_model
 from ...post_training import CalibrationReport, calibrate
-from ...post_training.calibration import ACTIVATION, WEIGHT
+from ...post_training.defaults import activation_defaults, weight_defaults
+from ...quant.specs import ACTIVATION_GRIDS
 from ..calibration_data import calibration_loader
 from ..config_parts import class_name
 from ..wrappers import unwrap
@@ -44,6 +45,9 @@ def parse_args(arguments: Optional[Sequence[str]] = None) -> argparse.Namespace:
     parser.add_argument(
         '--bits', metavar='W8A8', help='bits of weights and activations, where CONFIG quantizes nothing'
     )
+    parser.add_argument(
+        '--grid', choices=ACTIVATION_GRIDS, help="of activations, beside --bits; 'affine' for SiLU, GELU and depthwise"
+    )
     parser.add_argument('--report', help='file (.json) for plan, ranges and errors')
     parser.add_argument('--work-dir', help='directory for logs')
     add_config_options(parser)
@@ -61,7 +65,9 @@ def main(arguments: Optional[Sequence[str]] = None) -> None:
     check_checkpoint(args.checkpoint)
     check_data(cfg, args.split)
     if args.bits:
-        quantize_config(cfg, args.bits)
+        quantize_config(cfg, args.bits, args.grid or 'symmetric')
+    elif args.grid:
+        raise ConfigError('--grid: it goes with --bits. Change activation=dict(grid=...) in the config')
     written = copy.deepcopy(cfg)
     report = calibrate_checkpoint(cfg, args.checkpoint, out, args.split, args.images)
     print(report)
@@ -109,12 +115,13 @@ def calibrate_checkpoint(cfg: Config, checkpoint: str, out: Path, split: str, im
     return report
 
 
-def quantize_config(cfg: Config, bits: str) -> None:
+def quantize_config(cfg: Config, bits: str, grid: str = 'symmetric') -> None:
     """Let a float config quantize its model.
 
     Args:
         cfg: the config, which is changed.
         bits: such as ``'W8A8'`` or ``'W4A8'``.
+        grid: of the activations, ``'symmetric'`` or ``'affine'``.
 
     Raises:
         ConfigError: they cannot be read, or the config quantizes its model already.
@@ -125,12 +132,14 @@ def quantize_config(cfg: Config, bits: str) -> None:
     built = class_name((cfg.get('model') or {}).get('type')) == 'Quantized'
     if built or any(class_name(hook.get('type')) == 'GDRQHook' for hook in cfg.get('custom_hooks') or []):
         raise ConfigError('--bits: the config says already what the model is quantized to. Change it there')
-    weight, activation = int(found[1]), int(found[2])
+    weight = weight_defaults(dict(bits=int(found[1])))
+    activation = activation_defaults(dict(bits=int(found[2]), grid=grid))
     add_hook(
         cfg,
         type='mmgdrq.GDRQHook',
-        weight=dict(bits=weight, range=WEIGHT.range),
-        activation=dict(bits=activation, range=ACTIVATION.range),
+        weight=dict(bits=weight.bits, range=weight.range),
+        activation=dict(bits=activation.bits, range=activation.range, grid=activation.grid),
+        scale_clip=weight.bits < 4,  # what it projects to would be clipped at more
     )
     imports = cfg.get('custom_imports') or dict(imports=[], allow_failed_imports=False)
     names = imports['imports']
