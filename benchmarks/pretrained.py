@@ -16,8 +16,10 @@ from typing import Any, Optional
 
 import torch
 from pretrained_networks import NETWORKS, ROOT
+from torch import nn
 
 import mmgdrq
+from mmgdrq.layers import is_depthwise
 
 RESULTS = ROOT / 'benchmarks' / 'results' / 'pretrained'
 PAGE = ROOT / 'docs' / 'pretrained.md'
@@ -31,15 +33,19 @@ class Row:
         title: for the page.
         weight, activation: for :func:`mmgdrq.calibrate`; no weight: the float network.
         options: further arguments of it.
+        depthwise_bits: of the weights of depthwise convolutions, where other ones.
     """
 
     title: str
     weight: Optional[dict] = None
     activation: dict = field(default_factory=dict)
     options: dict = field(default_factory=dict)
+    depthwise_bits: Optional[int] = None
 
 
 AFFINE = dict(grid='affine')
+RECONSTRUCT = dict(reconstruct=True)
+BOTH = dict(reconstruct=True, bias_correction=True)
 ROWS = {
     'float': Row('float'),
     'w8a8': Row('W8A8, the defaults of `calibrate`', {}),
@@ -52,6 +58,9 @@ ROWS = {
     'w8a8-lehmer': Row('W8A8, symmetric inputs, `lehmer` (default of training)', {}, dict(range='lehmer')),
     'w6a6-affine': Row('W6A6, affine inputs', dict(bits=6), dict(AFFINE, bits=6)),
     'w4a8-affine': Row('W4A8, affine inputs', dict(bits=4), AFFINE),
+    'w4a8-reconstruct': Row('the same, `reconstruct`', dict(bits=4), AFFINE, RECONSTRUCT),
+    'w4a8-reconstruct-bias': Row('the same, `reconstruct` and `bias_correction`', dict(bits=4), AFFINE, BOTH),
+    'w4a8-depthwise8': Row('the same, depthwise weights at 8 bits', dict(bits=4), AFFINE, BOTH, 8),
 }
 """Key, which names the file -> row."""
 
@@ -83,7 +92,8 @@ def run(name: str, row: Row, images: int, count: int) -> dict[str, Any]:
     if row.weight is not None:
         batches = network.calibration(images)
         specs = dict(weight=row.weight, activation=row.activation)
-        report = mmgdrq.calibrate(model, batches, progress=False, **specs, **row.options)
+        rules = depthwise_rules(model, row.depthwise_bits)
+        report = mmgdrq.calibrate(model, batches, progress=False, rules=rules, **specs, **row.options)
         errors = {layer.name: layer.output_error or 0.0 for layer in report.layers}
         worst = sorted(errors.items(), key=lambda item: -item[1])[:3]
     seconds = time.perf_counter() - start
@@ -97,6 +107,12 @@ def run(name: str, row: Row, images: int, count: int) -> dict[str, Any]:
         date=str(date.today()),
         commit=subprocess.run(['git', 'rev-parse', '--short', 'HEAD'], capture_output=True, text=True).stdout.strip(),
     )
+
+
+def depthwise_rules(model: nn.Module, bits: Optional[int]) -> list[dict]:
+    """Rules that give the depthwise convolutions of a model other bits."""
+    names = [name for name, module in model.named_modules() if is_depthwise(module)]
+    return [dict(pattern=name, weight=dict(bits=bits)) for name in names if bits is not None]
 
 
 def page() -> str:

@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from importlib.util import find_spec
 from typing import Any, Callable, Optional, Union
 
@@ -19,9 +20,11 @@ from ..quantized_model.conversion import check_convertible, convert
 from ..quantized_model.stages import set_stage
 from ..quantized_model.state import is_root, state_of
 from ..quantized_model.undo import undone_on_error
+from .bias_correction import correct_bias
 from .defaults import activation_defaults, weight_defaults
 from .input_ranges import collecting
 from .layer_errors import layer_errors
+from .reconstruction import collecting_moments
 from .report import CalibrationReport
 
 Run = Callable[[nn.Module, Any], Any]
@@ -38,6 +41,8 @@ def calibrate(
     activation: ActivationConfig = None,
     rules: Sequence[Union[Rule, Mapping[str, Any]]] = (),
     plan: Optional[Plan] = None,
+    reconstruct: bool = False,
+    bias_correction: bool = False,
 ) -> CalibrationReport:
     """Set all ranges of ``model`` from ``batches``, in place; no labels, no gradients, BN as it is evaluated.
 
@@ -58,6 +63,9 @@ def calibrate(
             SiLU, GELU and the like, and depthwise convolutions.
         rules: see :func:`mmgdrq.plan`, for a float model.
         plan: what :func:`mmgdrq.plan` gave, for a float model, in place of weight, activation and rules.
+        reconstruct: round the weights of fewer than 8 bits with searched ranges so that the output of their layer
+            changes least, see :mod:`mmgdrq.post_training.reconstruction`; the weights become what they round to.
+        bias_correction: take the mean error over the first batch out of every channel, by BN or bias.
 
     Returns:
         The plan, and what was found for each layer; ``print(report)``.
@@ -80,8 +88,10 @@ def calibrate(
     run = run or run_batch
     model.eval()
     with torch.no_grad():
-        count = _set_input_ranges(model, run, _shown(itertools.chain([first], batches), progress))
         _set_weight_ranges(model)
+        count = _look_at(model, run, _shown(itertools.chain([first], batches), progress), reconstruct)
+        if bias_correction:
+            correct_bias(model, lambda: run(model, first))
         layers = layer_errors(model, lambda: run(model, first))
     made = state_of(model).plan
     assert made is not None
@@ -129,12 +139,12 @@ def _quantize(model: nn.Module, weight, activation, rules, plan: Optional[Plan])
         convert(model, plan)
 
 
-def _set_input_ranges(model: nn.Module, run: Run, batches: Iterable) -> int:
-    """The number of batches."""
+def _look_at(model: nn.Module, run: Run, batches: Iterable, reconstruct: bool) -> int:
+    """Set the ranges of the inputs, and reconstruct the weights; the number of batches."""
     count = 0
     set_stage(model, 'float')
     try:
-        with collecting(model) as statistics:
+        with collecting(model) as statistics, collecting_moments(model) if reconstruct else nullcontext([]) as moments:
             for batch in batches:
                 run(model, batch)
                 count += 1
@@ -142,6 +152,8 @@ def _set_input_ranges(model: nn.Module, run: Run, batches: Iterable) -> int:
         set_stage(model, 'quantize')
     for statistic in statistics:
         statistic.set_range()
+    for moment in moments:
+        moment.reconstruct()
     return count
 
 

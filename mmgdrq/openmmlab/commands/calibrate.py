@@ -48,6 +48,8 @@ def parse_args(arguments: Optional[Sequence[str]] = None) -> argparse.Namespace:
     parser.add_argument(
         '--grid', choices=ACTIVATION_GRIDS, help="of activations, beside --bits; 'affine' for SiLU, GELU and depthwise"
     )
+    parser.add_argument('--reconstruct', action='store_true', help='round weights of few bits so that outputs stay')
+    parser.add_argument('--bias-correction', action='store_true', help='take mean errors out, by BN or bias')
     parser.add_argument('--report', help='file (.json) for plan, ranges and errors')
     parser.add_argument('--work-dir', help='directory for logs')
     add_config_options(parser)
@@ -69,7 +71,8 @@ def main(arguments: Optional[Sequence[str]] = None) -> None:
     elif args.grid:
         raise ConfigError('--grid: it goes with --bits. Change activation=dict(grid=...) in the config')
     written = copy.deepcopy(cfg)
-    report = calibrate_checkpoint(cfg, args.checkpoint, out, args.split, args.images)
+    options = dict(reconstruct=args.reconstruct, bias_correction=args.bias_correction)
+    report = calibrate_checkpoint(cfg, args.checkpoint, out, args.split, args.images, **options)
     print(report)
     if args.report:
         write_file(args.report, report.to_json() + '\n')
@@ -79,7 +82,9 @@ def main(arguments: Optional[Sequence[str]] = None) -> None:
         print(f'{out} goes with {config}: python tools/test.py {config} {out}')
 
 
-def calibrate_checkpoint(cfg: Config, checkpoint: str, out: Path, split: str, images: int) -> CalibrationReport:
+def calibrate_checkpoint(
+    cfg: Config, checkpoint: str, out: Path, split: str, images: int, **options: bool
+) -> CalibrationReport:
     """Write a quantized checkpoint for a config.
 
     Args:
@@ -88,6 +93,7 @@ def calibrate_checkpoint(cfg: Config, checkpoint: str, out: Path, split: str, im
         out: file to write.
         split: whose images.
         images: how many.
+        **options: of :func:`mmgdrq.calibrate`: ``reconstruct`` and ``bias_correction``.
 
     Raises:
         ConfigError: the config quantizes nothing.
@@ -106,7 +112,7 @@ def calibrate_checkpoint(cfg: Config, checkpoint: str, out: Path, split: str, im
     found = len(cast(Sized, loader.dataset))
     if found < images:
         runner.logger.warning('mmgdrq: --split %s has %d images only', split, found)
-    report = calibrate(model, loader, progress=lambda batches: _with_bar(batches, len(loader)))
+    report = calibrate(model, loader, progress=lambda batches: _with_bar(batches, len(loader)), **options)
     hub = runner.message_hub.state_dict()
     state = dict(meta=dict(epoch=0, iter=0), state_dict=model.state_dict(), message_hub=hub)  # resumed: from the start
     stream = io.BytesIO()

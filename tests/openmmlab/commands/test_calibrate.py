@@ -105,6 +105,16 @@ def test_a_config_with_stages_ends_quantized(tmp_path, float_checkpoint):
     assert state['gdrq_stage'] == 3
 
 
+def test_affine_inputs_and_reconstruction_by_options(tmp_path, float_checkpoint):
+    options = ('--bits', 'W4A8', '--grid', 'affine', '--reconstruct', '--bias-correction')
+    state = calibrated(tmp_path, float_checkpoint, *options)
+    assert state['conv2.activation_quantizer.scale'] > 0
+    before = torch.load(float_checkpoint)['state_dict']
+    assert not torch.equal(state['conv2.weight'], before['conv2.weight'])
+    assert not torch.equal(state['bn2.running_mean'], before['bn2.running_mean'])
+    assert Config.fromfile(tmp_path / 'quantized.py').custom_hooks[-1]['activation']['grid'] == 'affine'
+
+
 def test_the_report_is_written(tmp_path, float_checkpoint, capsys):
     calibrated(tmp_path, float_checkpoint, '--report', str(tmp_path / 'report.json'), hook=W8A8)
     data = json.loads((tmp_path / 'report.json').read_text())
@@ -121,6 +131,7 @@ def test_wrong_use_is_one_error(tmp_path, float_checkpoint):
         ([plain, str(float_checkpoint), '--bits', 'W9A8'], 'bits=9 is not possible'),
         ([config, str(float_checkpoint), '--bits', 'W8A8'], 'Change it there'),
         ([config, str(float_checkpoint), '--images', '0'], 'expected 1 or more'),
+        ([config, str(float_checkpoint), '--grid', 'affine'], 'it goes with --bits'),
     ]
     for arguments, message in cases:
         with pytest.raises(ConfigError, match=message):
