@@ -5,6 +5,9 @@ from typing import Any
 
 import numpy as np
 
+ROWS = 128
+"""Boxes that are compared with all later ones at a time."""
+
 
 def by_score(scores: np.ndarray) -> np.ndarray:
     """Indices from the highest score to the lowest; of equal ones the first comes first."""
@@ -23,20 +26,26 @@ def nms(boxes: np.ndarray, scores: np.ndarray, threshold: float) -> np.ndarray:
         Indices of the kept boxes, from the highest score to the lowest.
     """
     order = by_score(scores)
-    x1, y1, x2, y2 = boxes[order].T
-    area = (x2 - x1) * (y2 - y1)
+    boxes = boxes[order]
     alive = np.ones(len(order), bool)
-    limit = np.float32(threshold)
-    with np.errstate(invalid='ignore', divide='ignore', over='ignore'):  # boxes without an area suppress nothing
-        for i in range(len(order)):
-            if not alive[i]:
-                continue
-            rest = slice(i + 1, None)
-            width = np.minimum(x2[i], x2[rest]) - np.maximum(x1[i], x1[rest])
-            height = np.minimum(y2[i], y2[rest]) - np.maximum(y1[i], y1[rest])
-            inside = np.maximum(width, 0) * np.maximum(height, 0)
-            alive[rest] &= ~(inside / (area[i] + area[rest] - inside) > limit)
+    for start in range(0, len(order), ROWS):
+        rows = start + np.flatnonzero(alive[start : start + ROWS])
+        overlaps = iou(boxes[rows], boxes[start:]) > np.float32(threshold)
+        for row, overlapped in zip(rows, overlaps):
+            if alive[row]:
+                alive[row + 1 :] &= ~overlapped[row + 1 - start :]
     return order[alive]
+
+
+def iou(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Compute the intersection over union of all pairs, shape ``(len(boxes), len(others))``; NaN without an area."""
+    x1, y1, x2, y2 = boxes.T[:, :, None]
+    u1, v1, u2, v2 = others.T
+    with np.errstate(invalid='ignore', divide='ignore', over='ignore'):
+        width = np.maximum(np.minimum(x2, u2) - np.maximum(x1, u1), 0)
+        height = np.maximum(np.minimum(y2, v2) - np.maximum(y1, v1), 0)
+        inside = width * height
+        return inside / ((x2 - x1) * (y2 - y1) + (u2 - u1) * (v2 - v1) - inside)
 
 
 def batched_nms(boxes: np.ndarray, scores: np.ndarray, ids: np.ndarray, settings: Mapping[str, Any]) -> np.ndarray:

@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 
 F32 = np.float32
-MAX_VALUES = 1 << 22
-"""Values that are gathered at a time."""
+MAX_VALUES = 1 << 16
+"""Values that are gathered at a time; they stay in the cache."""
 
 
 def extract_regions(features: Sequence[np.ndarray], rois: np.ndarray, spec: Mapping[str, Any]) -> np.ndarray:
@@ -73,13 +73,14 @@ def roi_align(feature: np.ndarray, rois: np.ndarray, scale: float, spec: Mapping
 
 def _averages(feature: np.ndarray, start: np.ndarray, bins: np.ndarray, grid: np.ndarray, out: np.ndarray):
     """The bins of regions that have the same number of samples, shape ``(N, C, down, across)``."""
-    total = np.zeros((len(start), out[1], out[0], feature.shape[2]), F32)
+    total, value, corner = (np.zeros((len(start), out[1], out[0], feature.shape[2]), F32) for _ in range(3))
     for row in range(grid[1]):
         y = _positions(start[:, 1], bins[:, 1], out[1], row, grid[1])
         for column in range(grid[0]):
             x = _positions(start[:, 0], bins[:, 0], out[0], column, grid[0])
-            total += _samples(feature, y, x)
-    return (total / F32(max(grid.prod(), 1))).transpose(0, 3, 1, 2)
+            total += _samples(feature, y, x, value, corner)
+    total /= F32(grid.prod())
+    return total.transpose(0, 3, 1, 2)
 
 
 def _positions(start: np.ndarray, size: np.ndarray, bins: int, sample: int, samples: int) -> np.ndarray:
@@ -88,16 +89,29 @@ def _positions(start: np.ndarray, size: np.ndarray, bins: int, sample: int, samp
     return start[:, None] + number * size[:, None] + (F32(sample) + F32(0.5)) * size[:, None] / F32(samples)
 
 
-def _samples(feature: np.ndarray, y: np.ndarray, x: np.ndarray) -> np.ndarray:
-    """Interpolated values at all pairs of ``y`` and ``x``, shape ``(N, down, across, C)``; 0 outside."""
+def _samples(feature: np.ndarray, y: np.ndarray, x: np.ndarray, value: np.ndarray, corner: np.ndarray) -> np.ndarray:
+    """Write interpolated values at all pairs of ``y`` and ``x`` into ``value``; 0 outside.
+
+    Args:
+        feature: shape ``(H, W, C)``.
+        y: shape ``(N, down)``.
+        x: shape ``(N, across)``.
+        value: shape ``(N, down, across, C)``.
+        corner: room for as much.
+    """
     top, bottom, below, inside_y = _neighbours(y, feature.shape[0])
     left, right, beside, inside_x = _neighbours(x, feature.shape[1])
     inside = inside_y[:, :, None] & inside_x[:, None, :]
-    value: Any = 0
+    pixels = feature.reshape(-1, feature.shape[2])
+    into = value
     for row, height in ((top, 1 - below), (bottom, below)):
         for column, width in ((left, 1 - beside), (right, beside)):
             weight = np.where(inside, height[:, :, None] * width[:, None, :], F32(0))
-            value = value + weight[..., None] * feature[row[:, :, None], column[:, None, :]]
+            np.take(pixels, row[:, :, None] * feature.shape[1] + column[:, None, :], 0, into, 'clip')
+            into *= weight[..., None]
+            if into is corner:
+                value += corner
+            into = corner
     return value
 
 

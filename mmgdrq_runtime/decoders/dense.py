@@ -44,11 +44,9 @@ def decode_dense(outputs: Sequence[np.ndarray], info: ImageInfo, spec: Spec, par
 
 def decode_level(level: int, maps: Sequence[np.ndarray], info: ImageInfo, spec: Spec):
     """Decode one level: boxes in pixels of the network, scores with their factor, labels."""
-    logits = per_prior(maps[0], spec['outputs'])
-    scores, labels, index = best_scores(logits, spec)
+    scores, labels, index = best_scores(maps[0], spec)
     width = maps[0].shape[2]
-    predictions = per_prior(maps[1], spec['coder']['size'])[index]
-    boxes = decode_boxes(level, predictions, width, index, info, spec)
+    boxes = decode_boxes(level, predictions_of(maps[1], spec['coder']['size'], index), width, index, info, spec)
     if spec['factors']:
         scores = scores * sigmoid(maps[2].transpose(1, 2, 0).reshape(-1)[index])
     return boxes, scores, labels
@@ -59,27 +57,50 @@ def per_prior(maps: np.ndarray, size: int) -> np.ndarray:
     return maps.transpose(1, 2, 0).reshape(-1, size)
 
 
-def best_scores(logits: np.ndarray, spec: Spec) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def predictions_of(maps: np.ndarray, size: int, index: np.ndarray) -> np.ndarray:
+    """Rows ``index`` of what :func:`per_prior` gives."""
+    priors = len(maps) // size
+    place, number = np.divmod(index, priors)
+    return maps.reshape(priors, size, -1)[number, :, place]
+
+
+def best_scores(maps: np.ndarray, spec: Spec) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Keep the highest scores above the threshold, over all priors and classes.
+
+    Args:
+        maps: logits, shape ``(priors * classes, H, W)``.
+        spec: has ``outputs``, ``activation``, ``score_thr`` and ``nms_pre``.
 
     Returns:
         Scores, classes and numbers of the priors, from the highest score to the lowest.
     """
-    threshold, limit = spec['score_thr'], spec['nms_pre']
     if spec['activation'] == 'softmax':
-        scores = softmax(logits)[:, :-1]
-        index = np.flatnonzero(scores > np.float32(threshold))
-        columns, scores = scores.shape[1], scores.reshape(-1)[index]
+        scores = softmax(per_prior(maps, spec['outputs']))[:, :-1]
+        columns, scores, index = scores.shape[1], scores.reshape(-1), np.arange(scores.size)
     else:
-        # most candidates are far below the threshold: their sigmoid need not be computed
-        likely = logits > logit(threshold) - MARGIN if 0 < threshold < 1 else logits == logits
-        index = np.flatnonzero(likely)
-        scores = sigmoid(logits.reshape(-1)[index])
-        above = scores > np.float32(threshold)
-        columns, index, scores = logits.shape[1], index[above], scores[above]
+        columns, (index, logits) = spec['outputs'], likely_logits(maps, spec['outputs'], spec['score_thr'])
+        scores = sigmoid(logits)
+    above = scores > np.float32(spec['score_thr'])
+    index, scores = index[above], scores[above]
     # -1, where a config has no limit, drops the lowest: so does mmdet
-    order = by_score(scores)[: min(limit, len(scores))]
+    order = by_score(scores)[: min(spec['nms_pre'], len(scores))]
     return scores[order], index[order] % columns, index[order] // columns
+
+
+def likely_logits(maps: np.ndarray, classes: int, threshold: float) -> tuple[np.ndarray, np.ndarray]:
+    """Find logits whose sigmoid may be above a threshold: most are far below, and maps are large.
+
+    Returns:
+        Their numbers, counted location by location, then prior by prior, then class by class; and they.
+    """
+    if not 0 < threshold < 1:
+        logits = per_prior(maps, classes).reshape(-1)
+        return np.arange(logits.size), logits
+    found = np.flatnonzero(maps > logit(threshold) - MARGIN)
+    channel, place = np.divmod(found, maps.shape[1] * maps.shape[2])
+    index = place * len(maps) + channel
+    order = np.argsort(index)
+    return index[order], maps.reshape(-1)[found[order]]
 
 
 def decode_boxes(level: int, predictions: np.ndarray, width: int, index: np.ndarray, info: ImageInfo, spec: Spec):

@@ -12,7 +12,7 @@ from ..nms import batched_nms, by_score
 from ..preprocessing import ImageInfo
 from ..results import Detections
 from ..roi_align import extract_regions
-from .dense import decode_boxes, larger_than, per_prior
+from .dense import decode_boxes, larger_than, per_prior, predictions_of
 
 Spec = Mapping[str, Any]
 Parts = Mapping[str, Callable[[np.ndarray], list[np.ndarray]]]
@@ -48,7 +48,7 @@ def propose(scores: Sequence[np.ndarray], boxes: Sequence[np.ndarray], info: Ima
         logits = per_prior(maps[0], spec['outputs'])
         values = sigmoid(logits[:, 0]) if spec['activation'] == 'sigmoid' else softmax(logits)[:, 0]
         index = by_score(values)[: spec['nms_pre']] if 0 < spec['nms_pre'] < len(values) else np.arange(len(values))
-        predictions = per_prior(maps[1], 4)[index]
+        predictions = predictions_of(maps[1], 4, index)
         decoded = decode_boxes(level, predictions, maps[0].shape[2], index, info, spec)
         found.append((decoded, values[index], np.full(len(index), level)))
     regions, likely, ids = (np.concatenate(values) for values in zip(*found))
