@@ -123,3 +123,19 @@ def test_label_maps_and_classes_are_drawn():
     assert not picture[3, 3].any()
     assert np.asarray(draw(image, Classification(np.float32([0.2, 0.8]), 1), ['cat', 'dog'])).any()
     assert len({color_of(label) for label in range(80)}) == 80
+
+
+def test_the_example_of_the_page_runs(deployed, monkeypatch, capsys):
+    page = (ROOT / 'docs/runtime.md').read_text()
+    code = page.split('```python\n')[1].split('```')[0]
+    monkeypatch.chdir(deployed)
+    exec(code.replace("'DIR'", "'model'"), {})
+    assert len(capsys.readouterr().out.splitlines()) > 5
+    assert pillow.open('picture.png').size == (120, 100)
+
+
+def test_installing_it_asks_for_no_torch():
+    tomllib = pytest.importorskip('tomllib', reason='Python before 3.11')
+    project = tomllib.loads((ROOT / 'pyproject.toml').read_text())['project']
+    asked = project['dependencies'] + project['optional-dependencies']['runtime']
+    assert asked == ['safetensors', 'numpy', 'onnxruntime', 'pillow']
