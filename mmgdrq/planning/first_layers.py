@@ -20,7 +20,11 @@ FIRST = 'first layer'
 
 
 def image_layers(layers: Layers) -> dict[str, str]:
-    """Name -> reason, of the convolutions that read an image; of the first layer in a model that reads none."""
+    """Name -> reason, of the convolutions that read an image, and of the first layer of the model.
+
+    The first layer that is declared may be another than those; it is kept at 8 bits all the same, as a model may
+    declare its classifier first.
+    """
     if not layers:
         return {}
     channels = _image_channels(layers)
@@ -28,17 +32,7 @@ def image_layers(layers: Layers) -> dict[str, str]:
         return {next(iter(layers)): FIRST}
     found = [name for name, layer in layers.items() if getattr(layer, 'in_channels', None) == channels]
     found += [name for name in layers if any(_second_stream(name, other, layers) for other in found)]
-    return dict.fromkeys(found, BY_CHANNELS)
-
-
-def from_the_image_on(layers: Layers) -> Layers:
-    """The layers in an order in which one that reads the image is the first, as models may declare others before it."""
-    start = next((name for name, reason in image_layers(layers).items() if reason == BY_CHANNELS), None)
-    if start is None:
-        return layers
-    names = list(layers)
-    number = names.index(start)
-    return {name: layers[name] for name in names[number:] + names[:number]}
+    return {next(iter(layers)): FIRST, **dict.fromkeys(found, BY_CHANNELS)}
 
 
 def _image_channels(layers: Layers) -> Optional[int]:

@@ -9,7 +9,7 @@ from torch import nn
 from ..layers import built_specs, is_quantized
 from ..quant import ActivationSpec, WeightSpec, override_spec
 from ..quant.specs import FLOAT_BITS, AnySpec
-from .first_layers import from_the_image_on, image_layers
+from .first_layers import image_layers
 from .frozen_layers import frozen_layers
 from .known_heads import known_prediction_layers
 from .plan import Plan, settle
@@ -91,7 +91,7 @@ def first_and_last(
     """
     modules = {layer.names[0]: layer.module for layer in layers if not layer.reason or is_quantized(layer.module)}
     if traced is None:
-        first, ordered = image_layers(modules), from_the_image_on(modules)
+        first, ordered = image_layers(modules), modules
     else:
         first = {name: TRACED for name, seen in traced.items() if seen.reads_input and name in modules}
         ordered = {name: module for name, module in modules.items() if name not in traced}

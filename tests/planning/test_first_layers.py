@@ -59,10 +59,15 @@ def test_layers_declared_in_another_order_than_they_run(channels):
     net = DeclaredBackwards(channels)
     wanted = {'conv1', 'fc'}
     assert reasons(net, example=torch.rand(1, channels, 9, 9)) == {'conv1': TRACED, 'fc': 'prediction layer (by name)'}
-    assert at_eight(net) >= {'conv1'}, 'by its channels'
-    assert reasons(net)['conv1'] == CHANNELS
+    assert reasons(net) == {'conv1': CHANNELS, 'fc': 'first layer'}
     quantized = mmgdrq.quantize(net, dict(bits=2), example=torch.rand(1, channels, 9, 9))
     assert {row.name for row in mmgdrq.state(quantized).plan if row.weight.bits == 8} == wanted
+
+
+def test_the_first_layer_that_is_declared_is_kept_too():
+    """It may be the classifier, or the embedding of the time in a diffusion model."""
+    net = tree(time=nn.Linear(8, 8), conv_in=conv(4, 8), body=conv(8, 8), conv_out=conv(8, 4))
+    assert reasons(net) == {'time': 'first layer', 'conv_in': CHANNELS, 'conv_out': 'prediction layer (by name)'}
 
 
 class Streams(nn.Module):
