@@ -70,7 +70,7 @@ def plug_engine(model: nn.Module, path: PathLike, engine: str, threads: int = 0)
         if entry is None:
             raise CheckpointError(f'{path}: has no graph for {part.name}. Write it again with tools/deploy.py --export')
         file = _checked_file(path, engine, entry)
-        part.plug(EngineCall(open_engine(engine, file, threads), entry['tree']))
+        part.replace_by(EngineCall(open_engine(engine, file, threads), entry['tree']))
     return model
 
 

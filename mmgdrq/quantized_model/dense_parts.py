@@ -1,10 +1,9 @@
-"""Where the dense parts of an OpenMMLab model begin and end.
+"""Find the dense parts of a model: networks from a tensor to tensors, which an engine can run.
 
-A part is a sub-network from tensors to tensors that an engine can run. The rest (preprocessing, anchors, NMS, RoI
-extraction, metrics) stays in OpenMMLab, and the engine plugs back in at the same places.
+The rest (preprocessing, anchors, NMS, RoI extraction, metrics) stays as it is, and an engine replaces the parts where
+they are. Which parts a model has depends on its kind; :func:`register_dense_parts` adds a kind.
 """
 
-import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +17,7 @@ from ..errors import ExportError
 IN_TORCH = 'The folded model runs in torch'
 Call = Callable[[Tensor], Any]
 """What an engine does for one part: a tensor to the part's results, in their structure."""
+See = Callable[[Tensor], None]
 
 
 @dataclass(frozen=True)
@@ -27,12 +27,14 @@ class Part:
     Attributes:
         name: of the part and of its file.
         module: computes the part: a tensor to a flat list of tensors.
-        plug: put into a model, it replaces the part there by an engine.
+        replace_by: replaces the part, in its model, by a function of an engine.
+        watch: calls a function with every input of the part from now on, and returns what ends that.
     """
 
     name: str
-    module: nn.Module
-    plug: Callable[[Call], None]
+    module: 'Dense'
+    replace_by: Callable[[Call], None]
+    watch: Callable[[See], Callable[[], None]]
 
 
 class Dense(nn.Module):
@@ -42,104 +44,76 @@ class Dense(nn.Module):
         super().__init__()
         self.model = model
         self.function = function
-        self.tree = None
+        self.tree: Any = None
 
     def forward(self, x: Tensor) -> list[Tensor]:
         leaves, self.tree = pytree.tree_flatten(self.function(x))
         return leaves
 
 
+@dataclass(frozen=True)
+class Kind:
+    """A kind of model whose dense parts are known.
+
+    Attributes:
+        matches: whether a model is of this kind.
+        parts: the dense parts of such a model, in the order in which they run; raises ExportError for a model that
+            looks like this kind, but goes other ways.
+    """
+
+    matches: Callable[[nn.Module], bool]
+    parts: Callable[[nn.Module], list[Part]]
+
+
+_KINDS: list[Kind] = []
+
+
+def register_dense_parts(matches: Callable[[nn.Module], bool], parts: Callable[[nn.Module], list[Part]]) -> Kind:
+    """Add a kind of model; the one that was added last is asked first.
+
+    Args:
+        matches: whether a model is of this kind.
+        parts: the dense parts of such a model, in the order in which they run.
+    """
+    kind = Kind(matches, parts)
+    _KINDS.insert(0, kind)
+    return kind
+
+
 def parts_of(model: nn.Module) -> list[Part]:
-    """The dense parts of a detector, segmentor or classifier, in the order in which they run.
+    """The dense parts of a model, in the order in which they run.
 
     Raises:
-        ExportError: the model is of a kind that has no known seam.
+        ExportError: the model is of no kind whose dense parts are known, or goes other ways than its kind.
     """
-    _check_heads(model)
-    if hasattr(model, 'rpn_head') and hasattr(model, 'roi_head'):
-        return [_with_rpn(model), *_roi_parts(model.roi_head)]
-    for head in ('bbox_head', 'decode_head', 'head'):
-        if isinstance(getattr(model, head, None), nn.Module) and hasattr(model, 'extract_feat'):
-            return [_with_head(model, head)]
-    raise ExportError(
-        f'export: {type(model).__name__} has neither rpn_head and roi_head nor bbox_head, decode_head or head beside '
-        f'extract_feat, so its dense part is not known. {IN_TORCH}'
-    )
-
-
-def _check_heads(model: nn.Module) -> None:
-    """Refuse what looks like a known kind, but goes other ways."""
-    kind = type(model).__name__
-    if isinstance(getattr(model, 'decode_head', None), nn.ModuleList):
-        raise ExportError(f'export: {kind} has several decode heads, one behind the other; expected one. {IN_TORCH}')
-    heads = [name for name in ('bbox_head', 'mask_head') if isinstance(getattr(model, name, None), nn.Module)]
-    if len(heads) == 2:
+    kind = next((kind for kind in _KINDS if kind.matches(model)), None)
+    if kind is None:
         raise ExportError(
-            f'export: {kind} has a mask_head beside its bbox_head, which gets more than tensors. {IN_TORCH}'
+            f'export: {type(model).__name__} has neither rpn_head and roi_head nor bbox_head, decode_head or head '
+            f'beside extract_feat, so its dense part is not known. {IN_TORCH}; register_dense_parts of '
+            'mmgdrq.quantized_model.dense_parts adds a kind of model'
         )
-    if getattr(getattr(model, 'roi_head', None), 'mask_info_flow', False):
-        raise ExportError(
-            f'export: each mask_head of {kind} gets the features of the one before it as well; a graph takes one '
-            f'tensor. {IN_TORCH}. mask_info_flow=False of the roi_head trains a model without them'
-        )
+    return kind.parts(model)
 
 
-def _with_head(model: nn.Module, attribute: str) -> Part:
-    """Backbone, neck and head in one; the head then passes the engine's results on."""
-    head = getattr(model, attribute)
-    dense = Dense(model, lambda x: head(model.extract_feat(x)))
+def module_part(name: str, module: nn.Module) -> Part:
+    """A module of the model that is called with one tensor, as a part."""
 
-    def plug(call: Call) -> None:
-        model.extract_feat = lambda inputs, *args, **kwargs: call(inputs)
-        head.forward = lambda feats, *args, **kwargs: feats
-
-    return Part('dense', dense, plug)
-
-
-def _with_rpn(model: nn.Module) -> Part:
-    """Backbone, neck and region proposals in one; the proposals wait for the call of the head in the same thread."""
-    dense = Dense(model, lambda x: _and_rpn(model, model.extract_feat(x)))
-
-    def plug(call: Call) -> None:
-        waiting = threading.local()
-
-        def extract_feat(inputs, *args, **kwargs):
-            feats, waiting.proposals = call(inputs)
-            return feats
-
-        model.extract_feat = extract_feat
-        model.rpn_head.forward = lambda feats, *args, **kwargs: vars(waiting).pop('proposals')
-
-    return Part('dense', dense, plug)
-
-
-def _and_rpn(model: nn.Module, feats):
-    return tuple(feats), model.rpn_head(feats)
-
-
-def _roi_parts(roi_head: nn.Module) -> list[Part]:
-    parts = []
-    for attribute in ('bbox_head', 'mask_head'):
-        found = getattr(roi_head, attribute, None)
-        heads = found if isinstance(found, nn.ModuleList) else [found]
-        for number, head in enumerate(heads):
-            if isinstance(head, nn.Module):
-                name = attribute if len(heads) == 1 else f'{attribute}_{number}'
-                parts.append(_roi_part(name, head))
-    return parts
-
-
-def _roi_part(name: str, head: nn.Module) -> Part:
-    dense = Dense(head, head.forward)
-
-    def plug(call: Call) -> None:
+    def replace_by(call: Call) -> None:
         def forward(x, *args, **kwargs):
             _check_one_tensor(name, x, *args, **kwargs)
             return call(x)
 
-        head.forward = forward
+        module.forward = forward  # type: ignore[method-assign]
 
-    return Part(name, dense, plug)
+    def watch(see: See) -> Callable[[], None]:
+        def keep(_, args, kwargs):
+            _check_one_tensor(name, *args, **kwargs)
+            see(args[0] if args else next(iter(kwargs.values())))
+
+        return module.register_forward_pre_hook(keep, with_kwargs=True).remove
+
+    return Part(name, Dense(module, module.forward), replace_by, watch)
 
 
 def _check_one_tensor(name: str, *args: Any, **kwargs: Any) -> None:
@@ -172,18 +146,12 @@ def example_inputs(parts: list[Part], run: Callable[[], object]) -> tuple[dict[s
         ExportError: a part got no input, or several tensors.
     """
     seen: dict[str, Tensor] = {}
-    handles = []
-    for part in parts:
-        inner = part.module.model
-        if part.name == 'dense':
-            handles.append(_watch_features(inner, part.name, seen))
-        else:
-            handles.append(_watch_module(inner, part.name, seen))
+    ends = [part.watch(_keep_first(part.name, seen)) for part in parts]
     try:
         result = run()
     finally:
-        for undo in handles:
-            undo()
+        for end in ends:
+            end()
     missing = [part.name for part in parts if part.name not in seen]
     if missing:
         raise ExportError(
@@ -192,22 +160,9 @@ def example_inputs(parts: list[Part], run: Callable[[], object]) -> tuple[dict[s
     return seen, result
 
 
-def _watch_features(model: nn.Module, name: str, seen: dict[str, Tensor]) -> Callable[[], None]:
-    original = model.extract_feat
-
-    def watched(inputs, *args, **kwargs):
-        seen.setdefault(name, inputs.detach())
-        return original(inputs, *args, **kwargs)
-
-    model.extract_feat = watched
-    return lambda: delattr(model, 'extract_feat')
-
-
-def _watch_module(module: nn.Module, name: str, seen: dict[str, Tensor]) -> Callable[[], None]:
-    def keep(_, args, kwargs):
-        _check_one_tensor(name, *args, **kwargs)
-        x = args[0] if args else next(iter(kwargs.values()))
+def _keep_first(name: str, seen: dict[str, Tensor]) -> See:
+    def see(x: Tensor) -> None:
         if len(x):
             seen.setdefault(name, x.detach())
 
-    return module.register_forward_pre_hook(keep, with_kwargs=True).remove
+    return see

@@ -3,10 +3,13 @@
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 import mmgdrq
 from mmgdrq.errors import ConfigError
+from mmgdrq.planning.known_heads import _HEADS
 from mmgdrq.quant import ActivationSpec, Range, RangeRule, WeightSpec, register_range_rule
+from mmgdrq.quantized_model.dense_parts import _KINDS, module_part, parts_of, register_dense_parts
 from tests.helpers.nets import inputs, small_net
 
 
@@ -92,3 +95,65 @@ def test_a_name_belongs_to_one_class():
         register_range_rule('mean')(RootMeanSquare)
     with pytest.raises(ConfigError, match='subclass of'):
         register_range_rule('other')(dict)
+
+
+class TwoTowers(nn.Module):
+    """Neither a detector nor a segmentor nor a classifier of OpenMMLab."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        towers = [nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3)) for _ in range(2)]
+        self.left, self.right = towers
+
+    def forward(self, x):
+        return self.left(x) * self.right(-x).sigmoid()
+
+
+@pytest.fixture
+def two_towers():
+    """Parts of such models are known, and their prediction layers."""
+    kind = register_dense_parts(
+        lambda model: isinstance(model, TwoTowers),
+        lambda model: [module_part('left', model.left), module_part('right', model.right)],
+    )
+    mmgdrq.register_prediction_layers('TwoTowers', ['left', 'right'])
+    yield TwoTowers()
+    _KINDS.remove(kind)
+    del _HEADS['TwoTowers']
+
+
+def test_a_head_from_outside_has_its_prediction_layers(two_towers):
+    found = {row.name: row.reason for row in mmgdrq.plan(two_towers) if row.reason.startswith('prediction')}
+    assert found == dict.fromkeys(['left.2', 'right.2'], 'prediction layer (TwoTowers)')
+
+
+@pytest.mark.parametrize('engine', ['onnxruntime', 'openvino'])
+def test_dense_parts_from_outside_run_in_an_engine(two_towers, tmp_path, engine):
+    pytest.importorskip('onnx', reason='onnx is not installed')
+    pytest.importorskip(engine, reason=f'{engine} is not installed')
+    from mmgdrq.deploy import plug_engine, save_folded
+    from mmgdrq.deploy.export.writer import export
+
+    torch.manual_seed(0)
+    x = torch.rand(2, 3, 12, 12)
+    model = mmgdrq.quantize(two_towers, weight=dict(bits=8), activation=dict(bits=8)).train()
+    with torch.no_grad():
+        model(x)
+        folded = mmgdrq.fold(model.eval(), example=x)
+        expected = folded(x)
+
+    def graphs(folder):
+        (folder / engine).mkdir()
+        parts = export(folded, lambda target: target(x), folder / engine, engine)
+        assert [part.part.name for part in parts] == ['left', 'right']
+        return {engine: {part.part.name: part.entry() for part in parts}}
+
+    path = save_folded(folded, tmp_path / 'out', graphs=graphs)
+    found = plug_engine(folded, path, engine, 1)(x)
+    assert type(found) is torch.Tensor
+    assert torch.allclose(found, expected, atol=0.02 * float(expected.abs().max()))
+
+
+def test_without_it_the_parts_are_not_known():
+    with pytest.raises(mmgdrq.errors.ExportError, match=r'TwoTowers has neither rpn_head .*register_dense_parts'):
+        parts_of(TwoTowers())

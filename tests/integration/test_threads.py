@@ -54,7 +54,7 @@ class TwoStage(nn.Module):
 
 def test_proposals_of_an_engine():
     model = TwoStage()
-    parts_of(model)[0].plug(lambda x: ((x,), 10 * x))
+    parts_of(model)[0].replace_by(lambda x: ((x,), 10 * x))
     results = results_of_threads(lambda number: [float(y) for y in model(torch.tensor(float(number)))])
     assert results == [[number, 10 * number] for number in range(THREADS)]
 

@@ -108,9 +108,9 @@ def test_a_head_that_gets_two_tensors_is_refused(tmp_path, call):
         exported(TwoStage(call), tmp_path)
 
 
-def test_a_plug_takes_no_second_tensor():
+def test_a_replaced_part_takes_no_second_tensor():
     model = TwoStage(None)
-    parts_of(model)[2].plug(lambda x: x)
+    parts_of(model)[2].replace_by(lambda x: x)
     head, x = model.roi_head.bbox_head[1], torch.rand(1, 8, 4, 4)
     assert torch.equal(head(x, None), x)
     with pytest.raises(ExportError, match='bbox_head_1 is called with 2 tensors'):
@@ -140,7 +140,7 @@ def test_a_head_that_needs_more_than_a_tensor_is_refused(tmp_path):
     ],
     ids=['YOLACT', 'OCRNet'],
 )
-def test_kinds_of_models_without_seams(heads, message):
+def test_kinds_of_models_without_dense_parts(heads, message):
     model = OneStage(None)
     for name, head in heads.items():
         setattr(model, name, head)

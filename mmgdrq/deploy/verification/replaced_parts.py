@@ -28,7 +28,7 @@ def check_plugging(model: nn.Module, parts: list[Part], run: Callable[[nn.Module
     """
     kind, plugged = type(model).__name__, copy.deepcopy(model)
     for part, place in zip(parts, parts_of(plugged)):
-        place.plug(_in_torch(part))
+        place.replace_by(_in_torch(part))
     try:
         found = run(plugged)
     except ExportError:

@@ -1,5 +1,5 @@
 """What is known of the heads of OpenMMLab, one file a code base; importing it registers them."""
 
-from . import mmdet, mmpose, mmpretrain, mmseg, mmyolo
+from . import dense_parts, mmdet, mmpose, mmpretrain, mmseg, mmyolo
 
-__all__ = ['mmdet', 'mmpose', 'mmpretrain', 'mmseg', 'mmyolo']
+__all__ = ['dense_parts', 'mmdet', 'mmpose', 'mmpretrain', 'mmseg', 'mmyolo']
