@@ -14,14 +14,14 @@ from torch import Tensor
 from mmgdrq.kernels import cpu as native
 
 SIZES = (100_000, 6_400_000)
-RULE = (torch.tensor(1.3), 15, 1e-12, (0, 15), True)
+RULE = (torch.tensor(1.3), 15, 1e-12, 0, 15, True, False)
 
 
 def calls(n: int) -> dict[str, Callable]:
     """Name -> a call of the kernel on ``n`` elements."""
     x, values, grad = torch.randn(n).relu(), torch.empty(n), torch.randn(n)
     stored, bits = torch.empty(n, dtype=torch.uint8), torch.empty(n // 8 + 1, dtype=torch.uint8)
-    statistic, step, sums = torch.empty(2, dtype=torch.float64), torch.full((), 0.1), torch.empty(())
+    statistic, step = torch.empty(2, dtype=torch.float64), torch.full((), 0.1)
     return {
         'copy': lambda: values.copy_(x),
         'quantize: codes and statistic': lambda: native.encode(x, values, stored, None, statistic, step, *RULE),
@@ -29,7 +29,7 @@ def calls(n: int) -> dict[str, Callable]:
         'quantize: evaluation': lambda: native.encode(x, values, None, None, None, None, *RULE),
         'dequantize': lambda: native.decode(stored, step, values, 0, 127),
         'mask of the gradient': lambda: native.mask(grad, stored, 7),
-        'gradients of a learned range': lambda: native.learned_backward(x, grad, step, values, sums, (0, 15), 0.0),
+        'gradients of a learned range': lambda: native.learned_gradients(x, grad, step, 0, 15, 0.0),
         'lean ReLU': lambda: native.relu(x, values, bits),
         'lean ReLU, backward': lambda: native.relu_backward(grad, bits, values),
         'checksum': lambda: native.checksum(x),

@@ -30,7 +30,6 @@ import torch
 from candidates import CANDIDATES, CLASSIFIERS, DETECTORS, MAIN, QUICK, make_model  # isort: skip
 from step_report import CLOCKS, plot, render, table  # isort: skip
 from mmgdrq.kernels import cpu as native
-from mmgdrq.kernels import dispatch as backend
 from mmgdrq.training.scale_clip import ScaleClip
 
 
@@ -44,7 +43,6 @@ class Trainer:
             model = model.to(memory_format=torch.channels_last)
         torch.manual_seed(1)
         self.batch = model.batch(args.batch, args.size, args.device)
-        self.kernels = 'no kernels' not in candidate and 'none of these' not in candidate
         self.model = CANDIDATES[candidate](model, self.batch).to(args.device)
         self.optimizer = torch.optim.SGD(self.model.parameters(), 0.001, momentum=0.9)
         if candidate.startswith('mmgdrq'):
@@ -52,7 +50,6 @@ class Trainer:
 
     def train(self) -> float:
         """Seconds of one training step."""
-        backend.enable(self.kernels)
         self.model.train()
         start = self._now()
         self.optimizer.zero_grad()
@@ -65,7 +62,6 @@ class Trainer:
     @torch.no_grad()
     def evaluate(self) -> float:
         """Seconds of one evaluation step."""
-        backend.enable(self.kernels)
         if self.model.training:
             self.model.eval()
             self.model.predict(*self.batch)  # not timed: a change of mode starts afresh

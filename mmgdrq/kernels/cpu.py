@@ -1,7 +1,6 @@
-"""The compiled functions of kernels.c, for float32 tensors on a CPU.
+"""Call the compiled functions of kernels.c, for float32 tensors on a CPU: one pass over memory each.
 
-They compute what the torch path next to each call computes, in one pass over memory. Where the library was not
-built (no C compiler when mmgdrq was installed), :func:`usable` is False.
+Where the library was not built (no C compiler when mmgdrq was installed), :func:`usable` is False.
 """
 
 import ctypes
@@ -12,6 +11,9 @@ from typing import Optional
 import torch
 from torch import Tensor
 from torch.autograd.graph import increment_version
+
+from . import reference
+from .scratch import dense
 
 _FLOAT, _INT, _LONG, _POINTER = ctypes.c_float, ctypes.c_int, ctypes.c_int64, ctypes.c_void_p
 
@@ -63,13 +65,11 @@ def built() -> bool:
 
 
 def usable(*tensors: Tensor) -> bool:
-    """Whether the library can work on these tensors: float32 on a CPU, without gaps in memory."""
-    return _library is not None and all(
-        t.device.type == 'cpu' and t.dtype == torch.float32 and type(t) in _PLAIN for t in tensors
-    )
+    """Whether the library can work on these tensors: float32 (or codes) on a CPU."""
+    return _library is not None and all(t.dtype in _DTYPES and t.device.type == 'cpu' for t in tensors)
 
 
-_PLAIN = (Tensor, torch.nn.Parameter)
+_DTYPES = (torch.float32, torch.uint8)
 
 
 def encode(
@@ -82,72 +82,98 @@ def encode(
     threshold: Tensor,
     levels: int,
     floor: float,
-    limits: tuple[int, int],
+    lowest: int,
+    highest: int,
     flagged: bool,
-    powers: bool = False,
+    powers: bool,
 ) -> None:
-    """Fake-quantize an activation; what is None is not written.
-
-    Args:
-        x: the activation, ``n`` elements in any dense layout; the next four have the same.
-        values: receives the fake-quantized values.
-        stored: receives ``code - lowest``, with the flag in its highest bit where ``flagged``.
-        inside: receives 1 where ``x`` was not clipped, else 0.
-        statistic: float64, receives sum|x| and the number of nonzero elements.
-        step: receives ``max(threshold / levels, floor)``.
-        powers: ``statistic`` receives sum|x|^3 and sum(x^2) instead.
-    """
-    numbers = (x.numel(), threshold.item(), levels, floor, *limits, flagged, powers)
+    """As :func:`mmgdrq.kernels.reference.encode`; powers are summed up in units of the threshold."""
+    numbers = (x.numel(), threshold.item(), levels, floor, lowest, highest, flagged, powers)
     _call('encode', x, values, stored, inside, statistic, step, *numbers)
 
 
-def encode_rows(weight: Tensor, steps: Tensor, values: Tensor, limits: tuple[int, int], offset: float) -> None:
-    """Fake-quantize a weight with one step a filter, or any dense tensor with one step."""
+def encode_rows(x: Tensor, steps: Tensor, values: Tensor, lowest: int, highest: int, offset: float) -> None:
+    """As :func:`mmgdrq.kernels.reference.encode_rows`."""
     rows = steps.numel()
-    _call('encode_rows', weight, steps, values, rows, weight.numel() // rows, *limits, offset)
+    _call('encode_rows', x, steps, values, rows, x.numel() // rows, lowest, highest, offset)
 
 
-def encode_mean_rows(weight, steps, values, limits, offset: float, k: float, levels: int, floor: float) -> None:
-    """The same with the range ``k * mean|W|`` of each filter; ``steps`` receives the steps."""
-    _call('encode_mean_rows', weight, steps, values, *_rows(weight), *limits, offset, k, levels, floor)
-
-
-def learned_backward(x, grad, steps, result, sums, limits: tuple[int, int], offset: float) -> None:
-    """``result`` receives the gradient of ``x`` by LSQ, ``sums`` that of every step before its factor."""
-    rows = steps.numel()
-    _call('learned_backward', x, grad, steps, result, sums, rows, x.numel() // rows, *limits, offset)
+def encode_mean_rows(
+    x: Tensor,
+    steps: Tensor,
+    values: Tensor,
+    lowest: int,
+    highest: int,
+    offset: float,
+    k: float,
+    levels: int,
+    floor: float,
+) -> None:
+    """As :func:`mmgdrq.kernels.reference.encode_mean_rows`."""
+    _call('encode_mean_rows', x, steps, values, *_rows(x), lowest, highest, offset, k, levels, floor)
 
 
 def decode(stored: Tensor, steps: Tensor, values: Tensor, lowest: int, bits: int) -> None:
-    """``values = ((stored & bits) + lowest) * step``, with one step or one a filter."""
+    """As :func:`mmgdrq.kernels.reference.decode`."""
     rows = steps.numel()
     _call('decode', stored, steps, values, rows, stored.numel() // rows, lowest, bits)
 
 
 def mask(grad: Tensor, stored: Tensor, shift: int) -> None:
-    """``grad *= stored >> shift``."""
+    """As :func:`mmgdrq.kernels.reference.mask`."""
+    if grad.stride() != stored.stride():
+        return reference.mask(grad, stored, shift)
     _call('mask', grad, stored, grad.numel(), shift)
 
 
-def statistic(x: Tensor, result: Tensor) -> None:
-    """sum|x| and the number of nonzero elements, float64."""
-    _call('statistic', x, result, x.numel(), 1.0, False)
+def fake_quantize(x: Tensor, step: Tensor, lowest: int, highest: int, offset: float) -> Tensor:
+    """As :func:`mmgdrq.kernels.reference.fake_quantize`."""
+    if not _by_rows(x, step):
+        return reference.fake_quantize(x, step, lowest, highest, offset)
+    values = torch.empty_like(x)
+    encode_rows(x, step, values, lowest, highest, offset)
+    return values
 
 
-def power_sums(x: Tensor, result: Tensor, unit: float) -> None:
-    """sum|x|^3 and sum(x^2), float64; ``unit`` is a magnitude that is typical of ``x``."""
-    _call('statistic', x, result, x.numel(), unit, True)
+def learned_gradients(
+    x: Tensor, grad: Tensor, step: Tensor, lowest: int, highest: int, offset: float
+) -> tuple[Tensor, Tensor]:
+    """As :func:`mmgdrq.kernels.reference.learned_gradients`."""
+    if not (_by_rows(x, step) and usable(grad) and grad.stride() == x.stride()):
+        return reference.learned_gradients(x, grad, step, lowest, highest, offset)
+    result, sums = torch.empty_like(x), torch.empty_like(step)
+    rows = step.numel()
+    _call('learned_backward', x, grad, step, result, sums, rows, x.numel() // rows, lowest, highest, offset)
+    return result, sums
 
 
-def sum_rows(weight: Tensor, sums: Tensor) -> None:
-    """sum|W| of every filter."""
-    _call('sum_rows', weight, sums, *_rows(weight))
+def sum_and_count(x: Tensor) -> Tensor:
+    """As :func:`mmgdrq.kernels.reference.sum_and_count`."""
+    result = torch.empty(2, dtype=torch.float64)
+    _call('statistic', dense(x), result, x.numel(), 1.0, False)
+    return result
 
 
-def clip_rows(weight: Tensor, bounds: Optional[Tensor], k: float) -> None:
-    """Clip every filter to its bound in place; None: to ``k * mean|W|``."""
-    _call('clip_rows', weight, bounds, *_rows(weight), k)
-    increment_version(weight)
+def power_sums(x: Tensor) -> Tensor:
+    """As :func:`mmgdrq.kernels.reference.power_sums`."""
+    x, result = dense(x), torch.empty(2, dtype=torch.float64)
+    _call('statistic', x, result, x.numel(), reference.largest_unit(x).item(), True)
+    return result
+
+
+def sum_rows(x: Tensor) -> Tensor:
+    """As :func:`mmgdrq.kernels.reference.sum_rows`."""
+    sums = torch.empty(x.shape[0])
+    _call('sum_rows', x.contiguous(), sums, *_rows(x))
+    return sums
+
+
+def clip_rows(x: Tensor, bounds: Optional[Tensor], k: float) -> None:
+    """As :func:`mmgdrq.kernels.reference.clip_rows`."""
+    if dense(x) is not x:
+        return reference.clip_rows(x, bounds, k)
+    _call('clip_rows', x, bounds, *_rows(x), k)
+    increment_version(x)
 
 
 def relu(x: Tensor, result: Tensor, positive: Tensor) -> None:
@@ -162,11 +188,19 @@ def relu_backward(grad: Tensor, positive: Tensor, result: Tensor) -> None:
     _call('relu_backward', grad, positive, result, grad.numel())
 
 
-def checksum(x: Tensor) -> int:
+def checksum(x: Tensor) -> tuple[int, ...]:
     """A number that depends on every bit of a dense tensor of any dtype, and on its place."""
+    if _library is None:
+        return reference.checksum(x)
     result = ctypes.c_uint64()
     _call('checksum', x, ctypes.addressof(result), x.numel() * x.element_size())
-    return result.value
+    return (result.value,)
+
+
+def _by_rows(x: Tensor, step: Tensor) -> bool:
+    """Whether the library can work on ``x`` with one step for all of it, or one a row."""
+    by_rows = step.numel() == 1 or (step.dim() == x.dim() and step.numel() == x.shape[0] == step.shape[0])
+    return by_rows and usable(step) and x.numel() > 0 and dense(x) is x and step.is_contiguous()
 
 
 def _rows(weight: Tensor) -> tuple[int, int]:

@@ -1,6 +1,6 @@
-"""The kernels of codes.py for CUDA, written in Triton; imported only where Triton is installed.
+"""Operators for CUDA, written in Triton; imported only where Triton is installed.
 
-Each reads its input once and writes its output once. The arithmetic is that of the torch path: an IEEE division, a
+Each reads its input once and writes its output once. The arithmetic is that of the reference: an IEEE division, a
 rounding half to even (by adding and subtracting 1.5 * 2^23, exact for clipped codes) and a multiplication.
 Thresholds and steps stay on the device, so nothing synchronizes.
 """
@@ -107,7 +107,7 @@ def _mask(grad_ptr, stored_ptr, n, shift, BLOCK: tl.constexpr):
 
 def usable(*tensors: Tensor) -> bool:
     """Whether the kernels can work on these tensors."""
-    return all(t.is_cuda and t.is_floating_point() and t.dtype != torch.float64 for t in tensors)
+    return all(t.is_cuda and t.dtype != torch.float64 for t in tensors)
 
 
 def encode(
@@ -120,18 +120,19 @@ def encode(
     threshold: Tensor,
     levels: int,
     floor: float,
-    limits: tuple[int, int],
+    lowest: int,
+    highest: int,
     flagged: bool,
-    powers: bool = False,
+    powers: bool,
 ) -> None:
-    """As :func:`mmgdrq.kernels.cpu.encode`."""
+    """As :func:`mmgdrq.kernels.reference.encode`."""
     programs = triton.cdiv(x.numel(), BLOCK)
     sums = torch.empty(programs, 2, dtype=torch.float32, device=x.device) if statistic is not None else None
     flags = dict(
         KEEP=stored is not None, FLAGGED=flagged, INSIDE=inside is not None, SUMS=sums is not None, POWERS=powers
     )
     pointers = [values if t is None else t for t in (stored, inside, sums, step)]
-    grid = (float(levels), floor, float(limits[0]), float(limits[1]))
+    grid = (float(levels), floor, float(lowest), float(highest))
     unit = unit_of(threshold) if powers else threshold
     _launch(_encode, programs, x, values, *pointers, threshold, unit, x.numel(), *grid, **flags, BLOCK=BLOCK)
     if statistic is not None and sums is not None:
@@ -140,17 +141,27 @@ def encode(
             statistic.mul_(torch.stack([unit.double() ** 3, unit.double() ** 2]))
 
 
-def encode_rows(weight: Tensor, steps: Tensor, values: Tensor, limits: tuple[int, int], offset: float) -> None:
-    """As :func:`mmgdrq.kernels.cpu.encode_rows`."""
+def encode_rows(x: Tensor, steps: Tensor, values: Tensor, lowest: int, highest: int, offset: float) -> None:
+    """As :func:`mmgdrq.kernels.reference.encode_rows`."""
     if steps.numel() == 1 and not offset:  # an activation: many programs, not one
-        encode(weight, values, None, None, None, None, steps, 1, 0.0, limits, False)
+        encode(x, values, None, None, None, None, steps, 1, 0.0, lowest, highest, False, False)
         return
-    _by_rows(weight, steps, values, (*limits, offset), 1.0, 1, 1.0, False)
+    _by_rows(x, steps, values, (lowest, highest, offset), 1.0, 1, 1.0, False)
 
 
-def encode_mean_rows(weight, steps, values, limits, offset: float, k: float, levels: int, floor: float) -> None:
-    """As :func:`mmgdrq.kernels.cpu.encode_mean_rows`."""
-    _by_rows(weight, steps, values, (*limits, offset), k, levels, floor, True)
+def encode_mean_rows(
+    x: Tensor,
+    steps: Tensor,
+    values: Tensor,
+    lowest: int,
+    highest: int,
+    offset: float,
+    k: float,
+    levels: int,
+    floor: float,
+) -> None:
+    """As :func:`mmgdrq.kernels.reference.encode_mean_rows`."""
+    _by_rows(x, steps, values, (lowest, highest, offset), k, levels, floor, True)
 
 
 def _by_rows(weight, steps, values, grid, k, levels, floor, mean) -> None:
@@ -162,14 +173,14 @@ def _by_rows(weight, steps, values, grid, k, levels, floor, mean) -> None:
 
 
 def decode(stored: Tensor, steps: Tensor, values: Tensor, lowest: int, bits: int) -> None:
-    """As :func:`mmgdrq.kernels.cpu.decode`."""
+    """As :func:`mmgdrq.kernels.reference.decode`."""
     n = stored.numel()
     columns = n // steps.numel()
     _launch(_decode, triton.cdiv(n, BLOCK), stored, steps, values, n, columns, lowest, bits, BLOCK=BLOCK)
 
 
 def mask(grad: Tensor, stored: Tensor, shift: int) -> None:
-    """As :func:`mmgdrq.kernels.cpu.mask`."""
+    """As :func:`mmgdrq.kernels.reference.mask`."""
     _launch(_mask, triton.cdiv(grad.numel(), BLOCK), grad, stored, grad.numel(), shift, BLOCK=BLOCK)
 
 

@@ -22,7 +22,7 @@ from ..quant import (
     step_of,
 )
 from ..quant.ranges.rule import POWERS
-from .quantizer import Quantizer, keep_positive
+from .quantizer import Quantizer, keep_positive, recorded
 from .state import CLIP, FLOAT, QUANTIZE
 
 
@@ -81,12 +81,13 @@ class ActivationQuantizer(Quantizer):
             return clip(self._idle(x), threshold.detach(), signed)
         levels, limits = self.spec.levels(signed), self.spec.code_limits(signed)
         if self.rule.learned and (torch.is_grad_enabled() or not encode):
-            step = step_of(self.threshold, levels)
-            values = fake_quantize_learned(x, step, limits, learned_range_scale(x.numel(), limits, levels))
-            return encode_learned(values, x, step, limits) if encode else values
+            step = step_of(recorded(self.threshold), levels)
+            scale = learned_range_scale(x.numel(), limits, levels)
+            values = fake_quantize_learned(x, step, limits, scale, kernels=self.kernels)
+            return encode_learned(values, x, step, limits, kernels=self.kernels) if encode else values
         if encode:
             return self._encode(x, threshold.detach(), levels, limits, torch.is_grad_enabled(), at_once)
-        return fake_quantize_activation(x, threshold, levels, limits)
+        return fake_quantize_activation(x, threshold, levels, limits, self.kernels)
 
     def _range(self) -> tuple[Tensor, bool]:
         """Threshold and sign; in a recomputation by the backward pass those of its forward pass."""
@@ -100,8 +101,8 @@ class ActivationQuantizer(Quantizer):
         self, x: Tensor, threshold: Tensor, levels: int, limits: tuple[int, int], keep: bool, observing: bool
     ) -> Encoded:
         statistic = torch.empty(2, dtype=torch.float64, device=x.device) if observing else None
-        powers = self.rule.by_product == POWERS
-        encoded = encode_activation(x, threshold, levels, limits, 'input', keep, x.requires_grad, statistic, powers)
+        options = statistic, self.rule.by_product == POWERS, self.kernels
+        encoded = encode_activation(x, threshold, levels, limits, 'input', keep, x.requires_grad, *options)
         if statistic is not None:
             self._add(self.rule.of_by_product(statistic, x.numel()))
         return encoded

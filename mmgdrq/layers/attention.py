@@ -54,7 +54,7 @@ class Projection(QuantizedLayer, nn.Module):
 
     @torch.no_grad()
     def scale_clip_(self) -> None:
-        scale_clip_(self.weight, self.weight_quantizer.spec)
+        scale_clip_(self.weight, self.weight_quantizer.spec, self.weight_quantizer.kernels)
 
     def forward(self, input: Tensor) -> Tensor:
         return F.linear(self.activation_quantizer(input), self.weight_quantizer(self.weight), self.bias)

@@ -64,7 +64,7 @@ class QuantizedLayer(ModuleMixin):
     @torch.no_grad()
     def scale_clip_(self) -> None:
         """Scale-Clip of the stored weight, in place."""
-        scale_clip_(self.stored_weight(), self.weight_quantizer.spec)
+        scale_clip_(self.stored_weight(), self.weight_quantizer.spec, self.weight_quantizer.kernels)
 
     def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
         super()._load_from_state_dict(state_dict, prefix, *args)

@@ -5,7 +5,7 @@ from typing import Any, Callable, Optional
 import torch
 from torch import Tensor
 
-from ..kernels import cpu as native
+from ..kernels import cpu
 from ..kernels.scratch import dense
 from ..quant import Encoded
 
@@ -53,8 +53,10 @@ class WeightCache:
             quantize: gives the values for ``weight``.
             ranges: other tensors that the values depend on.
         """
+        if not self.enabled or weight.device.type != 'cpu' or torch.jit.is_tracing():
+            return quantize(weight)
         key = tuple(map(_key, (weight, *ranges)))
-        if not self.enabled or None in key or weight.device.type != 'cpu' or torch.jit.is_tracing():
+        if None in key:
             return quantize(weight)
         state = key, tuple(map(_checksum, (weight, *ranges)))
         kept = self._values  # one object: another thread may replace it at any time
@@ -80,8 +82,4 @@ def _key(weight: Tensor) -> Optional[tuple]:
 
 def _checksum(tensor: Tensor) -> tuple[int, ...]:
     """Numbers that depend on every bit of a CPU tensor and on its place: one pass, without a copy."""
-    data = dense(tensor.detach())
-    if native.built():
-        return (native.checksum(data),)
-    flat = data.as_strided((data.numel(),), (1,)).view(torch.uint8).long()
-    return int(flat.sum()), int(flat.mul_(torch.arange(1, flat.numel() + 1)).sum())
+    return cpu.checksum(dense(tensor.detach()))

@@ -21,7 +21,10 @@ class Quantizer(nn.Module):
 
     Attributes:
         state: of the model, or of the layer where that stands alone.
+        kernels: whether kernels may be used.
     """
+
+    kernels = True
 
     def __init__(self, spec, layout) -> None:
         super().__init__()
@@ -64,7 +67,7 @@ class Quantizer(nn.Module):
     @property
     def rule(self) -> RangeRule:
         """How the range is chosen."""
-        return rule_of(self.spec)
+        return rule_of(self.spec, self.kernels)
 
     def learned(self) -> Optional[nn.Parameter]:
         """The range as a parameter, where it is one."""
@@ -117,12 +120,17 @@ class Quantizer(nn.Module):
         return f'{self.describe(self.format)}, range={self.spec.range}'
 
 
+def recorded(learned: Tensor) -> Tensor:
+    """A learned range; a trace holds its mirror image where it is negative, in place of :func:`keep_positive`."""
+    return learned.abs() if torch.jit.is_tracing() else learned
+
+
 @torch.no_grad()
 def keep_positive(quantizers: Iterable[Quantizer]) -> None:
     """Learned ranges that an optimizer step took below zero go on from their mirror images."""
     learned = [q.learned() for q in quantizers if q._ready]
     ranges = [parameter.data for parameter in learned if parameter is not None]
-    if ranges and not torch.compiler.is_compiling():
+    if ranges and not torch.compiler.is_compiling() and not torch.jit.is_tracing():
         torch._foreach_abs_(ranges)
         torch._foreach_clamp_min_(ranges, LEARNED_FLOOR)
 

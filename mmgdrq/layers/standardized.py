@@ -16,7 +16,8 @@ class _Standardized(QuantizedLayer):
     @torch.no_grad()
     def scale_clip_(self) -> None:
         mean = self.weight.mean(dim=(1, 2, 3), keepdim=True)
-        self.weight.copy_(scale_clip_(self.weight - mean, self.weight_quantizer.spec) + mean)
+        quantizer = self.weight_quantizer
+        self.weight.copy_(scale_clip_(self.weight - mean, quantizer.spec, quantizer.kernels) + mean)
 
     def forward(self, x: Tensor) -> Tensor:
         weight = self.weight_quantizer(self.filters())

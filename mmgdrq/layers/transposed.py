@@ -43,7 +43,8 @@ class _ConvTranspose(QuantizedLayer):
     @torch.no_grad()
     def scale_clip_(self) -> None:
         stored = self.stored_weight()
-        clipped = scale_clip_(filters_first(stored, self.groups).clone(), self.weight_quantizer.spec)
+        quantizer = self.weight_quantizer
+        clipped = scale_clip_(filters_first(stored, self.groups).clone(), quantizer.spec, quantizer.kernels)
         stored.copy_(filters_first(clipped, self.groups))
 
 

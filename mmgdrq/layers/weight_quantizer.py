@@ -16,13 +16,12 @@ from ..quant import (
     learned_range_scale,
     num_groups,
     rule_of,
-    weight_range,
     weight_step,
 )
 from ..quant.specs import GRIDS
 from .cache import WeightCache
 from .passes import in_backward
-from .quantizer import Quantizer, keep_positive
+from .quantizer import Quantizer, keep_positive, recorded
 from .state import FLOAT
 
 
@@ -72,7 +71,7 @@ class WeightQuantizer(Quantizer):
             self.renew(weight.detach())  # a layer of its own: every call is an iteration
         if encode and self.rule.learned:
             values, step = self._learned(weight)
-            return encode_learned(values, weight, step, self.spec.code_limits, self.spec.offset)
+            return encode_learned(values, weight, step, self.spec.code_limits, self.spec.offset, self.kernels)
         if encode:
             with torch.no_grad():
                 return self.cache.operand(weight, self._encode) if self._keeps_codes() else self._encode(weight)
@@ -88,15 +87,15 @@ class WeightQuantizer(Quantizer):
 
     def _encode(self, weight: Tensor) -> Encoded:
         if not self.stateful:
-            return encode_weight_by_rule(weight, self.spec, 'weight')
+            return encode_weight_by_rule(weight, self.spec, 'weight', self.kernels)
         step = weight_step(weight, self.range_of(weight), self.spec)
-        return encode_weight(weight, step, self.spec.code_limits, 'weight', self.spec.offset)
+        return encode_weight(weight, step, self.spec.code_limits, 'weight', self.spec.offset, self.kernels)
 
     def _fake_quantize(self, weight: Tensor) -> Tensor:
         if self.rule.learned:
             return self._learned(weight)[0]
         step = weight_step(weight, self.range_of(weight), self.spec)
-        return fake_quantize_weight(weight, step, self.spec.code_limits, self.spec.offset)
+        return fake_quantize_weight(weight, step, self.spec.code_limits, self.spec.offset, self.kernels)
 
     def _learned(self, weight: Tensor) -> tuple[Tensor, Tensor]:
         """The fake-quantized weight and its steps."""
@@ -104,19 +103,20 @@ class WeightQuantizer(Quantizer):
         # the filters of a group share one step, so its gradient counts the elements of all of them
         shared = weight.numel() / self.alpha.numel()
         scale = learned_range_scale(shared, self.spec.code_limits, self.spec.levels)
-        return fake_quantize_learned(weight, step, self.spec.code_limits, scale, self.spec.offset), step
+        limits, offset = self.spec.code_limits, self.spec.offset
+        return fake_quantize_learned(weight, step, limits, scale, offset, self.kernels), step
 
     def range_of(self, weight: Tensor) -> Tensor:
         """Range alpha of every group, shape ``(G,)``; where a backward pass computes again, that of then."""
         if not self.stateful:
-            return weight_range(weight, self.spec)
+            return self.rule.of_weight(weight, self.spec)
         kept = self.state.passes.kept(self)
         if kept is not None:
             return kept
         if not self.is_ready():
             self.renew(weight)
         keep_positive([self])
-        return self.alpha
+        return recorded(self.alpha)
 
     def is_ready(self) -> bool:
         """Whether a searched or learned range has its first value."""
@@ -139,7 +139,7 @@ class WeightQuantizer(Quantizer):
             self.state.passes.keep(self, self.alpha.clone())
             alpha = self.rule.improve(weight, self.alpha, self.spec)
         else:
-            alpha = weight_range(weight, self.spec)
+            alpha = self.rule.of_weight(weight, self.spec)
         self.alpha.copy_(alpha)
         self.initialized.fill_(True)
         self._ready = True

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from .fake_quant import MIN_STEP
+from .fake_quant import MIN_STEP, masked, traced
 
 
 def affine_grid(low: Tensor, high: Tensor, bits: int, symmetric: bool = False) -> tuple[Tensor, Tensor]:
@@ -58,6 +58,9 @@ def fake_quantize_affine(x: Tensor, scale: Tensor, zero_point: Tensor, bits: int
         scale, zero_point: broadcast against ``x``; constants for the gradient.
         bits: of the codes.
     """
+    if torch.jit.is_tracing():
+        values = (affine_integers(x.detach(), scale, zero_point, bits) * scale).to(x.dtype)
+        return traced(values, masked(x, *affine_bounds(scale, zero_point, bits)))
     return _Affine.apply(x, scale, zero_point, bits)
 
 

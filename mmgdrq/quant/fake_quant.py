@@ -11,9 +11,8 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from ..kernels import cpu as native
-from ..kernels.dispatch import on_cpu
-from ..kernels.scratch import dense
+from ..kernels.dispatch import operators
+from ..kernels.reference import learned_gradients, learned_slope, round_to_codes_
 
 MIN_STEP = 1e-12
 """Floor of a quantization step: an all-zero group or input still has finite codes."""
@@ -44,14 +43,7 @@ def quantize(x: Tensor, step: Tensor, limits: tuple[int, int], offset: float = 0
     >>> quantize(torch.tensor([-2., -.25, .25, .75, 2.]), torch.tensor(.5), (-2, 1))
     tensor([-2., -0.,  0.,  1.,  1.])
     """
-    return round_to_codes_(torch.div(x.float(), step), limits, offset)
-
-
-def round_to_codes_(scaled: Tensor, limits: tuple[int, int], offset: float = 0.0) -> Tensor:
-    """``clip(round(scaled - offset), *limits)`` in place; ``scaled`` is in units of the step."""
-    if offset:
-        scaled.sub_(offset)
-    return scaled.round_().clamp_(*limits)
+    return round_to_codes_(torch.div(x.float(), step), *limits, offset)
 
 
 def dequantize(codes: Tensor, step: Tensor, offset: float = 0.0) -> Tensor:
@@ -59,40 +51,34 @@ def dequantize(codes: Tensor, step: Tensor, offset: float = 0.0) -> Tensor:
     return (codes + offset if offset else codes) * step
 
 
-def round_to_grid(x: Tensor, step: Tensor, limits: tuple[int, int], offset: float = 0.0) -> Tensor:
+def round_to_grid(
+    x: Tensor, step: Tensor, limits: tuple[int, int], offset: float = 0.0, kernels: bool = True
+) -> Tensor:
     """``dequantize(quantize(x))`` in the shape and dtype of ``x``, without a gradient; never ``x`` itself."""
-    if _by_kernel(x, step):
-        values = torch.empty_like(x)
-        native.encode_rows(x, step, values, limits, offset)
-        return values
-    return _cast(dequantize(quantize(x, step, limits, offset), step, offset), x.dtype)
-
-
-def _cast(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """``x.to(dtype)``; one that changes nothing makes torch.compile lose the gradient of a Function (torch 2.11)."""
-    return x if x.dtype == dtype else x.to(dtype)
+    return operators(kernels).fake_quantize(x.detach(), step.detach(), *limits, offset)
 
 
 class _StraightThrough(Function):
     """Fake quantization; the gradient passes from ``low`` to ``high``, or everywhere if they are None."""
 
     @staticmethod
-    def forward(ctx, x, step, limits, low, high, offset):
-        wanted = ctx.needs_input_grad[0] or torch.jit.is_tracing()  # torch.jit.trace checks its graph without gradients
-        ctx.masked = low is not None and wanted
+    def forward(ctx, x, step, limits, low, high, offset, kernels):
+        ctx.masked = low is not None and ctx.needs_input_grad[0]
         if ctx.masked:
             ctx.save_for_backward((x >= low).logical_and_(x <= high))
-        return round_to_grid(x, step, limits, offset)
+        return operators(kernels).fake_quantize(x, step, *limits, offset)
 
     @staticmethod
     def backward(ctx, grad):
         if ctx.masked:
             (inside,) = ctx.saved_tensors
             grad = grad * inside
-        return grad, None, None, None, None, None
+        return grad, None, None, None, None, None, None
 
 
-def fake_quantize_weight(weight: Tensor, step: Tensor, limits: tuple[int, int], offset: float = 0.0) -> Tensor:
+def fake_quantize_weight(
+    weight: Tensor, step: Tensor, limits: tuple[int, int], offset: float = 0.0, kernels: bool = True
+) -> Tensor:
     """Fake-quantize a weight; the gradient passes through unchanged.
 
     Scale-Clip keeps the weight inside its range by projection, so no gradient is masked.
@@ -102,11 +88,16 @@ def fake_quantize_weight(weight: Tensor, step: Tensor, limits: tuple[int, int], 
         step: positive, broadcasts against ``weight``; a constant for the gradient.
         limits: lowest and highest code.
         offset: of the grid, 0 or 1/2 (midrise).
+        kernels: whether kernels may be used.
     """
-    return _StraightThrough.apply(weight, step, limits, None, None, offset)
+    if torch.jit.is_tracing():
+        return traced(round_to_grid(weight, step, limits, offset), weight)
+    return _StraightThrough.apply(weight, step, limits, None, None, offset, kernels)
 
 
-def fake_quantize_activation(x: Tensor, threshold: Tensor, levels: int, limits: tuple[int, int]) -> Tensor:
+def fake_quantize_activation(
+    x: Tensor, threshold: Tensor, levels: int, limits: tuple[int, int], kernels: bool = True
+) -> Tensor:
     """Fake-quantize an activation; the gradient is zero where ``x`` was clipped.
 
     Args:
@@ -114,8 +105,12 @@ def fake_quantize_activation(x: Tensor, threshold: Tensor, levels: int, limits: 
         threshold: scalar T > 0; a constant for the gradient.
         levels: steps between 0 and T.
         limits: lowest and highest code; a lowest code of 0 clips to [0, T], else to [-T, T].
+        kernels: whether kernels may be used.
     """
-    return _StraightThrough.apply(x, step_of(threshold, levels), limits, *_bounds(threshold, limits), 0.0)
+    step, (low, high) = step_of(threshold, levels), _bounds(threshold, limits)
+    if torch.jit.is_tracing():
+        return traced(round_to_grid(x, step, limits), masked(x, low, high))
+    return _StraightThrough.apply(x, step, limits, low, high, 0.0, kernels)
 
 
 def clip_activation(x: Tensor, threshold: Tensor, signed: bool) -> Tensor:
@@ -124,7 +119,10 @@ def clip_activation(x: Tensor, threshold: Tensor, signed: bool) -> Tensor:
     The gradient is zero where ``x`` was clipped, and one elsewhere, at the bounds as well (that of ``torch.clamp``
     there depends on the version of torch).
     """
-    return _Clip.apply(x, *clip_bounds(threshold, signed, x.dtype))
+    low, high = clip_bounds(threshold, signed, x.dtype)
+    if torch.jit.is_tracing():
+        return traced(x.detach().clamp(low, high), masked(x, low, high))
+    return _Clip.apply(x, low, high)
 
 
 class _Clip(Function):
@@ -141,12 +139,29 @@ class _Clip(Function):
         return grad * ((x >= low) & (x <= high)), None, None
 
 
+def traced(values: Tensor, *sources: Tensor) -> Tensor:
+    """``values`` with the gradients of ``sources``, by operations that a trace can hold in place of a Function.
+
+    The same without gradients, as torch.jit.trace checks its graph by tracing again without them.
+    """
+    if torch.onnx.is_in_onnx_export():
+        return values
+    for source in sources:
+        values = values + (source - source.detach())  # zero, which changes no value
+    return values
+
+
+def masked(x: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    """``x`` for :func:`traced`, whose gradient passes from ``low`` to ``high``."""
+    return torch.where((x >= low) & (x <= high), x, low.to(x.dtype))
+
+
 def keep_in_graph(x: Tensor, idle: Tensor) -> Tensor:
     """A view of ``x`` whose graph holds ``idle`` as well, with a gradient of zero.
 
     For a learned range that a call does not use: DistributedDataParallel waits for every parameter.
     """
-    return _KeepInGraph.apply(x, idle)
+    return x if torch.jit.is_tracing() else _KeepInGraph.apply(x, idle)
 
 
 class _KeepInGraph(Function):
@@ -176,31 +191,18 @@ class _LearnedStep(Function):
     """Fake quantization whose step has the gradient of LSQ (Esser et al., ICLR 2020, equations 2 to 5)."""
 
     @staticmethod
-    def forward(ctx, x, step, limits, grad_scale, offset):
+    def forward(ctx, x, step, limits, grad_scale, offset, kernels):
         ctx.save_for_backward(x, step)  # not a copy: the layer that made x, or the float layer, keeps it as well
-        ctx.limits, ctx.grad_scale, ctx.offset = limits, grad_scale, offset
-        return round_to_grid(x, step, limits, offset)
+        ctx.rule, ctx.grad_scale, ctx.kernels = (*limits, offset), grad_scale, kernels
+        return operators(kernels).fake_quantize(x, step, *ctx.rule)
 
     @staticmethod
     def backward(ctx, grad):
         x, step = ctx.saved_tensors
-        if not torch.is_grad_enabled() and _by_kernel(x, step, grad) and grad.stride() == x.stride():
-            result, sums = torch.empty_like(x), torch.empty_like(step)
-            native.learned_backward(x, grad, step, result, sums, ctx.limits, ctx.offset)
-            return result, sums.mul_(ctx.grad_scale), None, None, None
-        scaled = torch.div(x.float(), step)
-        (low, high), offset = ctx.limits, ctx.offset
-        levels = round_to_codes_(scaled.clone(), ctx.limits, offset).add_(offset)
-        inside = (scaled >= low) & (scaled <= high + 2 * offset)  # midrise: half a step beyond the outer levels
-        slope = torch.where(inside, levels - scaled, levels)
-        grad_step = (grad.float() * slope).sum_to_size(step.shape) * ctx.grad_scale
-        return grad * inside, grad_step, None, None, None
-
-
-def _by_kernel(x: Tensor, step: Tensor, *others: Tensor) -> bool:
-    """Whether ``native`` works on ``x`` with one step for all of it, or one a row."""
-    by_rows = step.numel() == 1 or (step.dim() == x.dim() and step.numel() == x.shape[0] == step.shape[0])
-    return on_cpu(x, step, *others) and by_rows and x.numel() > 0 and dense(x) is x and step.is_contiguous()
+        # only the reference has a gradient itself
+        gradients = learned_gradients if torch.is_grad_enabled() else operators(ctx.kernels).learned_gradients
+        grad_x, grad_step = gradients(x, grad, step, *ctx.rule)
+        return grad_x, grad_step * ctx.grad_scale, None, None, None, None
 
 
 def learned_range_scale(elements: float, limits: tuple[int, int], levels: int) -> float:
@@ -222,7 +224,12 @@ def learned_range_scale(elements: float, limits: tuple[int, int], levels: int) -
 
 
 def fake_quantize_learned(
-    x: Tensor, step: Tensor, limits: tuple[int, int], grad_scale: Optional[float] = None, offset: float = 0.0
+    x: Tensor,
+    step: Tensor,
+    limits: tuple[int, int],
+    grad_scale: Optional[float] = None,
+    offset: float = 0.0,
+    kernels: bool = True,
 ) -> Tensor:
     """Fake quantization with a trainable step.
 
@@ -233,7 +240,12 @@ def fake_quantize_learned(
         grad_scale: factor on the gradient of the step; None takes LSQ's ``1 / sqrt(N * highest code)``
             with N elements that share one step.
         offset: of the grid, 0 or 1/2 (midrise).
+        kernels: whether kernels may be used.
     """
     if grad_scale is None:
         grad_scale = learned_range_scale(max(x.numel() // max(step.numel(), 1), 1), limits, levels=1)
-    return _LearnedStep.apply(x, step, limits, grad_scale, offset)
+    if torch.jit.is_tracing():
+        inside, slope = learned_slope(x.detach(), step.detach(), *limits, offset)
+        passing = torch.where(inside, x, step.detach().to(x.dtype))
+        return traced(round_to_grid(x, step, limits, offset), passing, step * slope * grad_scale)
+    return _LearnedStep.apply(x, step, limits, grad_scale, offset, kernels)

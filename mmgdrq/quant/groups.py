@@ -7,8 +7,7 @@ consecutive filters; the last group may be smaller (source: section "Group-based
 import torch
 from torch import Tensor
 
-from ..kernels import cpu as native
-from ..kernels.dispatch import on_cpu
+from ..kernels.dispatch import operators
 
 
 def _size(filters: int, group_size: int) -> int:
@@ -69,12 +68,13 @@ def per_group(values: Tensor, group_size: int, pad: float = 0.0) -> Tensor:
     return values.reshape(-1, size, *values.shape[1:])
 
 
-def group_mean_abs(weight: Tensor, group_size: int) -> Tensor:
+def group_mean_abs(weight: Tensor, group_size: int, kernels: bool = True) -> Tensor:
     """Mean absolute value of every group.
 
     Args:
         weight: shape ``(O, ...)``, any floating dtype.
         group_size: filters a group; -1 for all.
+        kernels: whether kernels may be used.
 
     Returns:
         float32, shape ``(G,)``.
@@ -84,13 +84,7 @@ def group_mean_abs(weight: Tensor, group_size: int) -> Tensor:
     """
     filters = weight.shape[0]
     flat = weight.detach().reshape(filters, -1)
-    if on_cpu(flat) and flat.is_contiguous():
-        sums = flat.new_empty(filters)
-        native.sum_rows(flat, sums)
-    else:
-        dtype = torch.promote_types(flat.dtype, torch.float32)
-        sums = torch.linalg.vector_norm(flat, 1, dim=1, dtype=dtype).float()
-    totals = per_group(sums, group_size).sum(1)
+    totals = per_group(operators(kernels).sum_rows(flat), group_size).sum(1)
     return totals / (group_sizes(filters, group_size, weight.device) * flat.shape[1])
 
 

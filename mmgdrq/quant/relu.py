@@ -4,12 +4,12 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from ..kernels import cpu as native
-from ..kernels.dispatch import on_cpu
+from ..kernels import cpu
+from ..kernels.dispatch import packs_signs
 from ..kernels.scratch import dense
 
 
-def relu(x: Tensor, inplace: bool = False) -> Tensor:
+def relu(x: Tensor, inplace: bool = False, kernels: bool = True) -> Tensor:
     """``max(x, 0)`` with the gradient of ``F.relu``.
 
     >>> x = torch.tensor([-1., 0., 2.], requires_grad=True)
@@ -17,17 +17,17 @@ def relu(x: Tensor, inplace: bool = False) -> Tensor:
     >>> x.grad
     tensor([0., 0., 1.])
     """
-    return _Relu.apply(x, inplace)
+    return _Relu.apply(x, inplace, kernels)
 
 
 class _Relu(Function):
     @staticmethod
-    def forward(ctx, x, inplace):
-        ctx.packed = on_cpu(x) and dense(x) is x and x.numel() > 0
+    def forward(ctx, x, inplace, kernels):
+        ctx.packed = packs_signs(x, kernels) and dense(x) is x and x.numel() > 0
         if ctx.packed:
             result = x if inplace else torch.empty_like(x)
             positive = x.new_empty(-(-x.numel() // 8), dtype=torch.uint8)
-            native.relu(x, result, positive)
+            cpu.relu(x, result, positive)
         else:
             result = x.relu_() if inplace else x.relu()
             positive = (result <= 0).logical_not_()
@@ -41,9 +41,9 @@ class _Relu(Function):
     def backward(ctx, grad):
         (positive,) = ctx.saved_tensors
         if not ctx.packed:
-            return torch.where(positive, grad, 0), None
+            return torch.where(positive, grad, 0), None, None
         masked = _Masked.apply if torch.is_grad_enabled() else _masked
-        return masked(grad, positive, ctx.like), None
+        return masked(grad, positive, ctx.like), None, None
 
 
 class _Masked(Function):
@@ -64,5 +64,5 @@ def _masked(grad: Tensor, positive: Tensor, like: Tensor) -> Tensor:
     result = torch.empty_like(like, device='cpu')
     if grad.stride() != result.stride():
         grad = torch.empty_like(result).copy_(grad)
-    native.relu_backward(grad, positive, result)
+    cpu.relu_backward(grad, positive, result)
     return result

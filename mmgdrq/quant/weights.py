@@ -6,9 +6,7 @@ Source: GDRQ's groups and its Scale-Clip threshold ``T = k * mean|W|``.
 import torch
 from torch import Tensor
 
-from ..kernels import cpu as native
-from ..kernels.dispatch import on_cpu
-from ..kernels.scratch import dense
+from ..kernels.dispatch import operators
 from .fake_quant import step_of
 from .groups import broadcast_filters, group_mean_abs, per_filter
 from .specs import WeightSpec
@@ -24,25 +22,21 @@ def weight_step(weight: Tensor, alpha: Tensor, spec: WeightSpec) -> Tensor:
     return broadcast_filters(steps, weight)
 
 
-def scale_clip_(weight: Tensor, spec: WeightSpec) -> Tensor:
+def scale_clip_(weight: Tensor, spec: WeightSpec, kernels: bool = True) -> Tensor:
     """Scale-Clip: project ``weight`` in place to ``[-T_g, T_g]`` with ``T_g = k * mean|W_g|``.
 
     Args:
         weight: shape ``(O, ...)``; changed in place, outside of autograd.
+        kernels: whether kernels may be used.
 
     >>> w = torch.tensor([[1., -1., 1., -9.]])
     >>> scale_clip_(w, WeightSpec(k=2.0))
     tensor([[ 1., -1.,  1., -6.]])
     """
     with torch.no_grad():
-        by_kernel = on_cpu(weight) and dense(weight) is weight
-        if by_kernel and spec.group_size == 1:
-            native.clip_rows(weight, None, spec.clip_multiplier)
-            return weight
-        bound = group_mean_abs(weight, spec.group_size) * spec.clip_multiplier
-        bound = per_filter(bound, weight.shape[0], spec.group_size).contiguous()
-        if by_kernel:
-            native.clip_rows(weight, bound, 0.0)
-            return weight
-        bound = broadcast_filters(bound, weight).to(weight.dtype)
-        return torch.clamp(weight, -bound, bound, out=weight)
+        bound = None
+        if spec.group_size != 1:
+            bound = group_mean_abs(weight, spec.group_size, kernels) * spec.clip_multiplier
+            bound = per_filter(bound, weight.shape[0], spec.group_size).contiguous()
+        operators(kernels).clip_rows(weight, bound, spec.clip_multiplier)
+        return weight

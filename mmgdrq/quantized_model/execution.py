@@ -7,7 +7,7 @@ from typing import Any, Union
 from torch import nn
 
 from ..errors import ConfigError, unknown_key
-from ..kernels import dispatch as backend
+from ..layers.quantizer import Quantizer
 from ..layers.relu import set_lean_relu
 from ..layers.walk import quantized_layers
 from ..layers.weight_quantizer import WeightQuantizer
@@ -20,7 +20,7 @@ class Execution:
     Attributes:
         codes: convolutions and linear layers keep one-byte codes for the backward pass; off: float copies.
         cache: weights that have not changed are not quantized again.
-        kernels: use the compiled kernels (CPU) and Triton kernels (CUDA), in the whole process; off: torch functions.
+        kernels: use the compiled kernels (CPU) and Triton kernels (CUDA); off: torch functions.
         lean_relu: every ``nn.ReLU`` keeps one bit an element for the backward pass; off: its output.
     """
 
@@ -72,6 +72,8 @@ def set_execution(model: nn.Module, **switches: Any) -> Execution:
         if isinstance(layer.weight_quantizer, WeightQuantizer):
             layer.weight_quantizer.cache.enabled = execution.cache
             layer.weight_quantizer.cache.clear()
-    set_lean_relu(model, execution.lean_relu)
-    backend.enable(execution.kernels)
+        for quantizer in (layer.weight_quantizer, layer.activation_quantizer):
+            if isinstance(quantizer, Quantizer):
+                quantizer.kernels = execution.kernels
+    set_lean_relu(model, execution.lean_relu, execution.kernels)
     return execution

@@ -1,6 +1,7 @@
 """How a model computes changes neither its losses nor its gradients; what it keeps is small."""
 
 import copy
+import threading
 
 import pytest
 import torch
@@ -8,7 +9,10 @@ import torch.nn.functional as F
 from mmengine.analysis import get_model_complexity_info
 from mmengine.registry import MODELS
 from torch import nn
+from torch._dynamo.backends.common import aot_autograd
+from torch._functorch.aot_autograd import make_boxed_func
 from torch.autograd.graph import saved_tensors_hooks
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 import mmgdrq
@@ -205,6 +209,95 @@ def test_compiles_without_graph_breaks(kind, rule):
     assert float(results[1][1].abs().max()) > 0
 
 
+class Net(nn.Module):
+    """A model with a forward pass of its own, which torch.compile follows as one graph."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = relu_net()
+
+    def forward(self, x):
+        return self.layers(x)
+
+
+class Recorded(TorchDispatchMode):
+    """Names of the registered operators that are called in this thread."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = set()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function.namespace == 'mmgdrq':
+            self.names.add(function.overloadpacket.__name__)
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.skipif(torch.__version__ < '2.11', reason='the compiler of an older torch does not follow our layers')
+@pytest.mark.parametrize('config', [{}, dict(weight=LEARNED, activation=LEARNED)], ids=['default', 'learned'])
+def test_a_compiled_net_keeps_the_operators_in_one_graph_and_trains_alike(config):
+    torch._dynamo.reset()
+    graphs = []
+
+    def keep(graph, inputs):
+        graphs.append({str(node.target) for node in graph.graph.nodes})
+        return make_boxed_func(graph.forward)
+
+    torch.manual_seed(0)
+    first = mmgdrq.quantize(Net(), **config).train()
+    first(torch.randn(8, 3, 8, 8))
+    results = []
+    for model in (first, copy.deepcopy(first)):
+        run = torch.compile(model, backend=aot_autograd(fw_compiler=keep)) if results else model
+        optimizer = torch.optim.SGD(model.parameters(), 0.02)
+        generator, losses = torch.Generator().manual_seed(1), []
+        for _ in range(5):
+            loss = run(torch.randn(8, 3, 8, 8, generator=generator)).square().mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.detach())
+        results.append(torch.stack(losses))
+    torch.testing.assert_close(*results, rtol=1e-4, atol=0)
+    forward, backward = (graph for graph in graphs if any('convolution' in name for name in graph))
+    assert 'mmgdrq.fake_quantize.default' in forward
+    assert ('mmgdrq.sum_rows.default' in forward) is (not config)
+    assert ('mmgdrq.learned_gradients.default' in backward) is bool(config)
+
+
+def test_switches_of_one_model_change_no_other_also_in_threads():
+    """Kernels are called by the model that has them on, and by no other, whoever computes at the same time."""
+    configs = [{}, dict(weight=LEARNED, activation=LEARNED)]
+    models = []
+    for kernels in (True, False):
+        for config in configs:
+            model = mmgdrq.quantize(relu_net(), **config).train()
+            set_execution(model, kernels=kernels)
+            models.append((kernels, model, torch.optim.SGD(model.parameters(), 0.01)))
+            mmgdrq.ScaleClip(model).attach(models[-1][2])
+    barrier, found = threading.Barrier(len(models)), {}
+
+    def train(index):
+        _, model, optimizer = models[index]
+        barrier.wait()
+        with Recorded() as recorded:
+            for _ in range(5):
+                model(torch.randn(4, 3, 8, 8)).square().sum().backward()
+                optimizer.step()
+            model.eval()(torch.randn(4, 3, 8, 8))
+        found[index] = recorded.names
+
+    threads = [threading.Thread(target=train, args=(index,)) for index in range(len(models))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for index, (kernels, *_) in enumerate(models):
+        assert bool(found[index]) is kernels, found[index]
+    assert found[0] >= {'encode', 'encode_mean_rows', 'decode', 'mask', 'clip_rows'}
+    assert found[1] >= {'fake_quantize', 'learned_gradients'}
+
+
 def penalized(switches, factor=1.0, **config):
     """Gradients of a loss with a penalty on the gradient of the input."""
     torch.manual_seed(0)
@@ -333,3 +426,33 @@ def test_an_exported_program_computes_what_the_model_computes(config):
     model.eval()
     program = torch.export.export(model, (x,))
     torch.testing.assert_close(program.module()(x), model(x))
+
+
+@pytest.mark.parametrize('config', [{}, dict(weight=LEARNED, activation=LEARNED), dict(stage='reshape')], ids=str)
+@pytest.mark.parametrize('folded', [False, True])
+def test_a_saved_trace_holds_operations_of_torch_alone(config, folded, tmp_path):
+    model, x = mmgdrq.quantize(relu_net(), **config).train(), torch.randn(2, 3, 8, 8)
+    model(torch.randn(4, 3, 8, 8))
+    model.eval()
+    if folded and 'stage' in config:
+        pytest.skip('there is nothing to fold before the stage quantize')
+    model = mmgdrq.fold(model, x) if folded else model
+    traced = torch.jit.trace(model, torch.randn(4, 3, 8, 8))
+    assert 'PythonOp' not in str(traced.inlined_graph)
+    assert 'mmgdrq::' not in str(traced.inlined_graph)
+    torch.jit.save(traced, tmp_path / 'net.pt')
+    assert torch.equal(torch.jit.load(tmp_path / 'net.pt')(x), model(x))
+
+
+@pytest.mark.parametrize('folded', [False, True])
+def test_openvino_converts_models(folded):
+    openvino = pytest.importorskip('openvino')
+    model, x = mmgdrq.quantize(relu_net()).train(), torch.randn(2, 3, 8, 8)
+    model(torch.randn(4, 3, 8, 8))
+    model.eval()
+    model = mmgdrq.fold(model, x) if folded else model
+    with torch.no_grad():
+        converted = openvino.compile_model(openvino.convert_model(model, example_input=x), 'CPU')
+        expected = model(x)
+    result = torch.from_numpy(converted(x.numpy())[0])
+    torch.testing.assert_close(result, expected, rtol=0.02, atol=0.02 * float(expected.abs().max()))

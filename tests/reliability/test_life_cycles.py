@@ -9,7 +9,6 @@ import torch
 from mmengine.runner import Runner
 
 import mmgdrq
-from mmgdrq.kernels import dispatch as backend
 from tests.helpers.toy import ToyData, thresholds, toy_config, toy_runner
 from tests.helpers.toy import test_only as only_test
 
@@ -77,13 +76,6 @@ def test_a_resumed_training_tests_and_folds_like_the_whole_one(tmp_path, way, ad
 
 
 @pytest.fixture
-def kernels_back():
-    """A model's execution switches kernels off in the whole process."""
-    yield
-    backend.enable(True)
-
-
-@pytest.fixture
 def compiler(request):
     """A backend of torch.compile that works here."""
     if torch.__version__ < '2.11':
@@ -100,7 +92,7 @@ def compiler(request):
 @pytest.mark.parametrize(
     ('way', 'compiler'), [('hook', 'eager'), ('builder', 'eager'), ('hook', 'inductor')], indirect=['compiler']
 )
-def test_a_compiled_training_is_the_same(tmp_path, kernels_back, compiler, way):
+def test_a_compiled_training_is_the_same(tmp_path, compiler, way):
     """The losses are those of the plain formulation.
 
     Kernels add in another order, and a weight between two codes may follow the last bit of a sum.

@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor
 
+from ...kernels.dispatch import operators
 from ..specs import ActivationSpec
 from .rule import MAGNITUDES, Range, RangeRule, register_range_rule
-from .statistics import sum_and_count
 
 ACTIVE_MEAN_K = {2: 2.5, 3: 3.5, 4: 5.0, 5: 5.5, 6: 6.0, 7: 7.0, 8: 8.0}
 """bits -> threshold in units of the mean of the non-zero |A|, for unsigned activations.
@@ -29,7 +29,7 @@ class ActiveMean(RangeRule):
         return ACTIVE_MEAN_K[signed_bits(bits) if signed else bits]
 
     def collect(self, x: Tensor, spec: ActivationSpec, signed: bool) -> Tensor:
-        return sum_and_count(x)
+        return operators(self.kernels).sum_and_count(x.float())
 
     def range_of(self, statistic: Tensor, spec: ActivationSpec, signed: bool) -> Range:
         total, count = torch.unbind(statistic, -1)

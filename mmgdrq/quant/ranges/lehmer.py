@@ -3,10 +3,10 @@
 import torch
 from torch import Tensor
 
+from ...kernels.dispatch import operators
 from ..specs import ActivationSpec
 from .active_mean import signed_bits
 from .rule import POWERS, Range, RangeRule, register_range_rule
-from .statistics import power_sums
 
 LEHMER_K = {2: 1.2, 3: 1.5, 4: 1.8, 5: 2.1, 6: 2.3, 7: 2.5, 8: 2.7}
 """bits -> threshold in units of the Lehmer mean of order 3, for unsigned activations: the least squared error for a
@@ -24,7 +24,7 @@ class Lehmer(RangeRule):
         return LEHMER_K[signed_bits(bits) if signed else bits]
 
     def collect(self, x: Tensor, spec: ActivationSpec, signed: bool) -> Tensor:
-        return power_sums(x)
+        return operators(self.kernels).power_sums(x.float())
 
     def range_of(self, statistic: Tensor, spec: ActivationSpec, signed: bool) -> Range:
         total, count = torch.unbind(statistic, -1)

@@ -3,11 +3,11 @@
 import torch
 from torch import Tensor
 
+from ...kernels.dispatch import operators
 from ..groups import group_mean_abs
 from ..specs import ActivationSpec, WeightSpec
 from .active_mean import ACTIVE_MEAN_K, signed_bits
 from .rule import MAGNITUDES, Range, RangeRule, register_range_rule
-from .statistics import sum_and_count
 
 MEAN_K = {2: 6.0, 3: 9.0, 4: 12.0, 5: 14.0, 6: 16.0, 7: 18.0, 8: 20.0}
 """bits -> threshold in units of mean|A| over all elements, zeros included, for unsigned activations."""
@@ -25,10 +25,10 @@ class Mean(RangeRule):
         return ACTIVE_MEAN_K[signed_bits(bits)] if signed else MEAN_K[bits]
 
     def of_weight(self, weight: Tensor, spec: WeightSpec) -> Tensor:
-        return group_mean_abs(weight, spec.group_size) * spec.multiplier
+        return group_mean_abs(weight, spec.group_size, self.kernels) * spec.multiplier
 
     def collect(self, x: Tensor, spec: ActivationSpec, signed: bool) -> Tensor:
-        return self.of_by_product(sum_and_count(x), x.numel())
+        return self.of_by_product(operators(self.kernels).sum_and_count(x.float()), x.numel())
 
     def of_by_product(self, sums: Tensor, elements: int) -> Tensor:
         sums[1] = elements

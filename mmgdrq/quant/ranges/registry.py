@@ -7,30 +7,33 @@ from typing import Any
 
 from ...errors import ConfigError
 
-_rules: dict[str, Any] = {}
+_rules: dict[str, dict[bool, Any]] = {}
+"""Name -> whether kernels may be used -> rule."""
 
 
-def add(name: str, rule: Any) -> None:
-    """Let configs choose ``rule`` by ``name``; the same class may come again, as when its module is reloaded.
+def add(name: str, rule: Any, without_kernels: Any) -> None:
+    """Let configs choose ``rule`` by ``name``, or the form of it that does without kernels.
+
+    The same class may come again, as when its module is reloaded.
 
     Raises:
         ConfigError: another class has that name.
     """
-    known = _rules.get(name)
-    if known is not None and _origin(known) != _origin(rule):
+    known = _rules[name][True] if name in _rules else rule
+    if _origin(known) != _origin(rule):
         raise ConfigError(
             f"register_range_rule: range='{name}' is {'.'.join(_origin(known))} already. Choose another name for "
             f'{".".join(_origin(rule))}'
         )
-    _rules[name] = rule
+    _rules[name] = {True: rule, False: without_kernels}
 
 
 def _origin(rule: Any) -> tuple[str, str]:
     return type(rule).__module__, type(rule).__qualname__
 
 
-def find(name: str) -> Any:
-    """The rule of a spec.
+def find(name: str, kernels: bool = True) -> Any:
+    """The rule of a spec, which uses kernels or does without.
 
     Raises:
         ConfigError: it is not registered; a spec was copied from another process.
@@ -39,9 +42,9 @@ def find(name: str) -> Any:
         raise ConfigError(
             f"range='{name}' is unknown. Import the module that registers it with mmgdrq.quant.register_range_rule"
         )
-    return _rules[name]
+    return _rules[name][kernels]
 
 
 def names(of: str) -> tuple[str, ...]:
     """Names of the rules for ``'weights'``, for ``'inputs'``, or for inputs with an ``'affine'`` grid."""
-    return tuple(name for name, rule in _rules.items() if getattr(rule, of))
+    return tuple(name for name, rules in _rules.items() if getattr(rules[True], of))

@@ -54,6 +54,7 @@ class RangeRule:
         is_mean: whether the range of a weight is ``k * mean|W_g|``, which quantizing a weight gives along the way.
         affine: whether a calibration gets the two ends of an affine grid from it.
         by_histogram: whether that takes :meth:`ends` of a histogram, and not the lowest and highest value alone.
+        kernels: whether kernels may be used, which the execution of a model decides.
     """
 
     learned: ClassVar[bool] = False
@@ -65,6 +66,9 @@ class RangeRule:
     is_mean: ClassVar[bool] = False
     affine: ClassVar[bool] = False
     by_histogram: ClassVar[bool] = False
+
+    def __init__(self, kernels: bool = True) -> None:
+        self.kernels = kernels
 
     @property
     def weights(self) -> bool:
@@ -168,36 +172,38 @@ def register_range_rule(name: str) -> Callable[[Rule], Rule]:
             raise ConfigError(
                 f"register_range_rule: '{name}' is {cls!r}. Expected a subclass of mmgdrq.quant.RangeRule"
             )
-        registry.add(name, cls())
+        registry.add(name, cls(), cls(kernels=False))
         return cls
 
     return decorate
 
 
-def rule_of(spec: Union[WeightSpec, ActivationSpec]) -> RangeRule:
-    """The rule that ``spec`` names."""
-    return registry.find(spec.range)
+def rule_of(spec: Union[WeightSpec, ActivationSpec], kernels: bool = True) -> RangeRule:
+    """The rule that ``spec`` names, which uses kernels or does without."""
+    return registry.find(spec.range, kernels)
 
 
-def weight_range(weight: Tensor, spec: WeightSpec) -> Tensor:
+def weight_range(weight: Tensor, spec: WeightSpec, kernels: bool = True) -> Tensor:
     """Range alpha of every group by the rule of ``spec``; a learned one starts there.
 
     Args:
         weight: shape ``(O, ...)``.
+        kernels: whether kernels may be used.
 
     Returns:
         float32, shape ``(G,)``.
     """
-    return rule_of(spec).of_weight(weight, spec)
+    return rule_of(spec, kernels).of_weight(weight, spec)
 
 
-def collect(x: Tensor, spec: ActivationSpec, signed: bool) -> Tensor:
+def collect(x: Tensor, spec: ActivationSpec, signed: bool, kernels: bool = True) -> Tensor:
     """Statistic of one call by the rule of ``spec``, float64.
 
     Args:
         x: any non-empty shape.
+        kernels: whether kernels may be used.
     """
-    return rule_of(spec).collect(x.detach(), spec, signed)
+    return rule_of(spec, kernels).collect(x.detach(), spec, signed)
 
 
 def add_statistic_(sum_: Tensor, statistic: Tensor, spec: ActivationSpec) -> None:

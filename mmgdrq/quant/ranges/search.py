@@ -21,10 +21,10 @@ class Search(RangeRule):
     improves = True
 
     def of_weight(self, weight: Tensor, spec: WeightSpec) -> Tensor:
-        return search_weight_range(weight, spec)
+        return search_weight_range(weight, spec, self.kernels)
 
     def improve(self, weight: Tensor, alpha: Tensor, spec: WeightSpec) -> Tensor:
-        return improve_weight_range(weight, alpha, spec)
+        return improve_weight_range(weight, alpha, spec, self.kernels)
 
     def collect(self, x: Tensor, spec: ActivationSpec, signed: bool) -> Tensor:
         flat = x.reshape(-1)
@@ -32,7 +32,8 @@ class Search(RangeRule):
         sample = flat[::stride].unsqueeze(0)
         pair = torch.empty(2, dtype=torch.float64, device=x.device)
         pair[1] = x.numel()
-        pair[0] = search_range(sample, spec.levels(signed), spec.code_limits(signed), spec.p)[0] * x.numel()
+        grid = spec.levels(signed), spec.code_limits(signed)
+        pair[0] = search_range(sample, *grid, spec.p, kernels=self.kernels)[0] * x.numel()
         return pair
 
     def range_of(self, statistic: Tensor, spec: ActivationSpec, signed: bool) -> Range:

@@ -45,7 +45,9 @@ def quantized_loss(
     return _error(x.float(), alpha, levels, limits, p, offset) / norm.clamp(min=torch.finfo(torch.float32).tiny)
 
 
-def search_range(x: Tensor, levels: int, limits: tuple[int, int], p: int = 2, offset: float = 0.0) -> Tensor:
+def search_range(
+    x: Tensor, levels: int, limits: tuple[int, int], p: int = 2, offset: float = 0.0, kernels: bool = True
+) -> Tensor:
     """Range of every row that minimises the quantized-loss.
 
     The candidates are fractions of the largest magnitude: a geometric grid, then a finer grid around its
@@ -57,27 +59,29 @@ def search_range(x: Tensor, levels: int, limits: tuple[int, int], p: int = 2, of
         limits: lowest and highest code.
         p: norm, 1 or 2.
         offset: of the grid, 0 or 1/2 (midrise).
+        kernels: whether kernels may be used.
 
     Returns:
         float32, shape ``(R,)``.
     """
-    return _Groups(x.detach().float(), levels, limits, p, offset).search()
+    return _Groups(x.detach().float(), levels, limits, p, offset, kernels=kernels).search()
 
 
-def search_weight_range(weight: Tensor, spec: WeightSpec) -> Tensor:
+def search_weight_range(weight: Tensor, spec: WeightSpec, kernels: bool = True) -> Tensor:
     """Range of every group that minimises the quantized-loss of its filters together.
 
     Args:
         weight: shape ``(O, ...)``.
         spec: bits, grid, groups and norm.
+        kernels: whether kernels may be used.
 
     Returns:
         float32, shape ``(G,)``.
     """
-    return _Groups.of(weight, spec).search()
+    return _Groups.of(weight, spec, kernels).search()
 
 
-def improve_weight_range(weight: Tensor, alpha: Tensor, spec: WeightSpec) -> Tensor:
+def improve_weight_range(weight: Tensor, alpha: Tensor, spec: WeightSpec, kernels: bool = True) -> Tensor:
     """The best of three ranges: ``alpha`` and those 3 % below and above.
 
     A range that no search would find for this weight, which was all zero or was replaced, starts from the rule
@@ -87,14 +91,15 @@ def improve_weight_range(weight: Tensor, alpha: Tensor, spec: WeightSpec) -> Ten
         weight: shape ``(O, ...)``.
         alpha: shape ``(G,)``.
         spec: bits, grid, groups and norm.
+        kernels: whether kernels may be used.
 
     Returns:
         float32, shape ``(G,)``.
     """
     largest = group_max_abs(weight, spec.group_size)
     possible = (alpha >= SMALLEST * largest) & (alpha <= LARGEST * largest)
-    start = torch.where(possible, alpha, group_mean_abs(weight, spec.group_size) * spec.multiplier)
-    return _Groups.of(weight, spec).best_of(start, NEAR)
+    start = torch.where(possible, alpha, group_mean_abs(weight, spec.group_size, kernels) * spec.multiplier)
+    return _Groups.of(weight, spec, kernels).best_of(start, NEAR)
 
 
 @dataclass(frozen=True)
@@ -107,11 +112,12 @@ class _Groups:
     p: int
     offset: float
     group_size: int = 1
+    kernels: bool = True
 
     @classmethod
-    def of(cls, weight: Tensor, spec: WeightSpec) -> '_Groups':
+    def of(cls, weight: Tensor, spec: WeightSpec, kernels: bool) -> '_Groups':
         rows = weight.detach().flatten(1).float()
-        return cls(rows, spec.levels, spec.code_limits, spec.p, spec.offset, spec.group_size)
+        return cls(rows, spec.levels, spec.code_limits, spec.p, spec.offset, spec.group_size, kernels)
 
     def search(self) -> Tensor:
         largest = group_max_abs(self.rows, self.group_size)
@@ -136,11 +142,13 @@ class _Groups:
     def _sum(self, values: Tensor) -> Tensor:
         return per_group(values, self.group_size).sum(1)
 
-    def _grid(self) -> tuple[int, tuple[int, int], int, float]:
-        return self.levels, self.limits, self.p, self.offset
+    def _grid(self) -> tuple[int, tuple[int, int], int, float, bool]:
+        return self.levels, self.limits, self.p, self.offset, self.kernels
 
 
 @torch.no_grad()
-def _error(x: Tensor, alpha: Tensor, levels: int, limits: tuple[int, int], p: int, offset: float) -> Tensor:
+def _error(
+    x: Tensor, alpha: Tensor, levels: int, limits: tuple[int, int], p: int, offset: float, kernels: bool = True
+) -> Tensor:
     step = step_of(alpha, levels).unsqueeze(-1)
-    return torch.linalg.vector_norm(round_to_grid(x, step, limits, offset).sub_(x), p, dim=-1)
+    return torch.linalg.vector_norm(round_to_grid(x, step, limits, offset, kernels).sub_(x), p, dim=-1)

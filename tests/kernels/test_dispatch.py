@@ -1,16 +1,13 @@
-"""Compiled and Triton kernels against the torch path, which is their specification."""
+"""Compiled kernels against the reference, which is their specification, and the choice between them."""
 
-import os
-import subprocess
-import sys
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
-from mmgdrq.kernels import cpu as native
-from mmgdrq.kernels import dispatch as backend
+from mmgdrq.kernels import cpu
 from mmgdrq.quant import (
     ActivationSpec,
     WeightSpec,
@@ -31,16 +28,14 @@ from tests.helpers import reference
 LIMITS = [(0, 3), (0, 15), (0, 127), (0, 255), (-2, 1), (-8, 7), (-128, 127)]
 KERNELS = [
     pytest.param(False, id='torch'),
-    pytest.param(True, id='compiled', marks=pytest.mark.skipif(not native.built(), reason='kernels are not built')),
+    pytest.param(True, id='compiled', marks=pytest.mark.skipif(not cpu.built(), reason='kernels are not built')),
 ]
 
 
 @pytest.fixture(params=KERNELS)
 def kernels(request):
     """Both ways to compute."""
-    backend.enable(request.param)
-    yield request.param
-    backend.enable(True)
+    return request.param
 
 
 def activation(threshold, limits, dtype=torch.float32):
@@ -59,11 +54,11 @@ def test_activation_codes_are_the_plain_values_and_gradients(kernels, limits, dt
     x, levels = activation(1.3, limits, dtype)
     threshold = torch.tensor(1.3)
     plain = x.clone().requires_grad_()
-    result = fake_quantize_activation(plain, threshold, levels, limits)
+    result = fake_quantize_activation(plain, threshold, levels, limits, kernels)
     upstream = torch.randn(x.shape, dtype=dtype)
     result.backward(upstream)
     statistic = torch.empty(2, dtype=torch.float64)
-    encoded = encode_activation(x, threshold, levels, limits, 'input', statistic=statistic)
+    encoded = encode_activation(x, threshold, levels, limits, 'input', statistic=statistic, kernels=kernels)
     assert torch.equal(encoded.values.to(dtype), result.detach())
     assert torch.equal(encoded.codes.values('again').to(dtype), result.detach())
     assert torch.equal(encoded.codes.mask_(upstream.clone()), plain.grad)
@@ -72,7 +67,7 @@ def test_activation_codes_are_the_plain_values_and_gradients(kernels, limits, dt
     magnitude = x.double().abs()
     assert float(statistic[0]) == pytest.approx(float(magnitude.sum()), rel=1e-5)
     assert int(statistic[1]) == int((magnitude != 0).sum())
-    for_evaluation = encode_activation(x, threshold, levels, limits, 'input', keep=False)
+    for_evaluation = encode_activation(x, threshold, levels, limits, 'input', keep=False, kernels=kernels)
     assert for_evaluation.codes is None
     assert torch.equal(for_evaluation.values.to(dtype), result.detach())
 
@@ -80,8 +75,8 @@ def test_activation_codes_are_the_plain_values_and_gradients(kernels, limits, dt
 @pytest.mark.parametrize('threshold', [0.0, 1e-30, 1e-13])
 def test_a_range_near_zero_gives_the_same_codes(kernels, threshold):
     x = torch.tensor([0.0, 1e-12, 5.0, -1.0])
-    plain = fake_quantize_activation(x, torch.tensor(threshold), 15, (0, 15))
-    encoded = encode_activation(x, torch.tensor(threshold), 15, (0, 15), 'input')
+    plain = fake_quantize_activation(x, torch.tensor(threshold), 15, (0, 15), kernels)
+    encoded = encode_activation(x, torch.tensor(threshold), 15, (0, 15), 'input', kernels=kernels)
     assert torch.equal(encoded.values, plain)
 
 
@@ -99,23 +94,23 @@ def test_weight_codes_are_the_plain_values(kernels, layout, spec, group_size):
         'linear': weight.flatten(1),
         'gaps': weight.transpose(1, 2),
     }[layout]
-    step = weight_step(weight, weight_range(weight, spec), spec)
-    expected = fake_quantize_weight(weight, step, spec.code_limits, spec.offset)
-    encoded = encode_weight(weight, step, spec.code_limits, 'weight', spec.offset)
+    step = weight_step(weight, weight_range(weight, spec, kernels), spec)
+    expected = fake_quantize_weight(weight, step, spec.code_limits, spec.offset, kernels)
+    encoded = encode_weight(weight, step, spec.code_limits, 'weight', spec.offset, kernels)
     assert torch.equal(encoded.values, expected)
     assert torch.equal(encoded.codes.values('again'), expected)
-    by_rule = encode_weight_by_rule(weight, spec, 'weight')
+    by_rule = encode_weight_by_rule(weight, spec, 'weight', kernels)
     torch.testing.assert_close(by_rule.codes.step.flatten(), step.flatten(), rtol=1e-6, atol=0)
-    again = fake_quantize_weight(weight, by_rule.codes.step, spec.code_limits, spec.offset)
+    again = fake_quantize_weight(weight, by_rule.codes.step, spec.code_limits, spec.offset, kernels)
     assert torch.equal(by_rule.codes.values('again'), again)
-    assert torch.equal(encode_weight_by_rule(weight, spec, 'weight').values, again)
+    assert torch.equal(encode_weight_by_rule(weight, spec, 'weight', kernels).values, again)
 
 
 @pytest.mark.parametrize('rule', ['mean', 'active_mean', 'lehmer', 'minmax'])
 @pytest.mark.parametrize('shape', [(1,), (8191,), (8193,), (3, 4, 50, 50)])
 def test_statistics(kernels, rule, shape):
     x = torch.randn(shape).relu() - 0.1 * (torch.rand(shape) > 0.8)
-    total, count = collect(x, ActivationSpec(range=rule), signed=False).tolist()
+    total, count = collect(x, ActivationSpec(range=rule), signed=False, kernels=kernels).tolist()
     if count:
         assert total / count == pytest.approx(reference.statistic([x.numpy()], rule), rel=1e-5)
 
@@ -125,7 +120,7 @@ def test_scale_clip(kernels, group_size):
     weight = torch.randn(4, 3, 3, 3)
     expected = reference.scale_clip(weight.numpy(), 2.0, group_size)
     version = weight._version
-    scale_clip_(weight, WeightSpec(group_size=group_size, k=2.0))
+    scale_clip_(weight, WeightSpec(group_size=group_size, k=2.0), kernels)
     np.testing.assert_allclose(weight.numpy(), expected, rtol=1e-6)
     assert weight._version > version, 'autograd notices'
 
@@ -140,7 +135,7 @@ def test_relu_equals_torch(kernels, shape, inplace):
     one, two = x.clone().requires_grad_(), x.clone().requires_grad_()
     upstream = torch.randn(shape)
     upstream.view(-1)[0] = float('inf')
-    mine, theirs = relu(one * 1, inplace), F.relu(two * 1)
+    mine, theirs = relu(one * 1, inplace, kernels), F.relu(two * 1)
     assert torch.equal(mine, theirs)
     mine.backward(upstream)
     theirs.backward(upstream)
@@ -152,7 +147,7 @@ def test_the_gradient_of_relu_has_one_itself(kernels, shape):
     x = torch.randn(shape, requires_grad=True)
     upstream, second = torch.randn(shape, requires_grad=True), torch.randn(shape)
     results = []
-    for call in (relu, F.relu):
+    for call in (partial(relu, kernels=kernels), F.relu):
         (slope,) = torch.autograd.grad(call(x), x, upstream, create_graph=True)
         results.append((slope.detach(), *torch.autograd.grad(slope, upstream, second)))
     for mine, theirs in zip(*results):
@@ -175,140 +170,27 @@ def test_learned_gradients_are_those_of_the_torch_path(steps, limits, offset, la
     upstream = torch.empty_like(start).copy_(upstream)
     results = []
     for by_kernel in (False, True):
-        backend.enable(by_kernel)
         x, s = start.clone().requires_grad_(), step.clone().requires_grad_()
-        y = fake_quantize_learned(x, s, limits, offset=offset)
+        y = fake_quantize_learned(x, s, limits, offset=offset, kernels=by_kernel)
         y.backward(upstream)
         results.append((y.detach(), x.grad, s.grad))
-    backend.enable(True)
     plain, kernel = results
     assert torch.equal(plain[0], kernel[0])
     assert torch.equal(plain[1], kernel[1])
     torch.testing.assert_close(plain[2], kernel[2], rtol=1e-4, atol=1e-6 * float(plain[2].abs().max()))
 
 
-@pytest.mark.skipif(not native.built(), reason='kernels are not built')
+@pytest.mark.skipif(not cpu.built(), reason='kernels are not built')
 @pytest.mark.parametrize('count', [1, 31, 32, 1000])
 @pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
 def test_a_checksum_depends_on_every_element_and_its_place(count, dtype):
     x = torch.randn(count).to(dtype)
-    sums = {native.checksum(x)}
-    assert native.checksum(x.clone()) in sums
+    sums = {cpu.checksum(x)}
+    assert cpu.checksum(x.clone()) in sums
     for i in range(0, count, 7):
         changed = x.clone()
         changed[i] += 1
-        sums.add(native.checksum(changed))
+        sums.add(cpu.checksum(changed))
     assert len(sums) == 1 + len(range(0, count, 7))
     if count > 1:
-        assert native.checksum(x.flip(0)) not in sums
-
-
-INTERPRETED = """
-import torch
-from mmgdrq.kernels import cuda as triton_kernels
-from mmgdrq.quant import WeightSpec, encode_activation, encode_weight, encode_weight_by_rule
-triton_kernels.usable = lambda *tensors: True
-devices = []
-
-class OnDeviceOf:
-    def __init__(self, tensor):
-        self.tensor = tensor
-
-    def __enter__(self):
-        devices.append(self.tensor)
-
-    def __exit__(self, *_):
-        devices.pop()
-
-class Launched:
-    def __init__(self, kernel):
-        self.kernel = kernel
-
-    def __getitem__(self, grid):
-        def launch(x, *args, **constants):
-            assert devices[-1] is x
-            launches.add(self)
-            return self.kernel[grid](x, *args, **constants)
-        return launch
-
-launches = set()
-torch.cuda.device_of = OnDeviceOf
-for name in ('_encode', '_encode_rows', '_decode', '_mask'):
-    setattr(triton_kernels, name, Launched(getattr(triton_kernels, name)))
-
-def both(call):
-    results = []
-    for kernels in (None, triton_kernels):
-        for module in modules:
-            module.kernels_for = lambda *tensors: kernels
-        results.append(call())
-    return results
-
-import mmgdrq.quant.codes as codes
-modules = [codes]
-torch.manual_seed(0)
-
-def check(plain, fused, label):
-    for name, a, b in zip(label.split(), plain, fused):
-        assert torch.allclose(a.float(), b.float(), rtol=1e-6, atol=0), (label, name, a, b)
-
-for dtype in (torch.float32, torch.float16):  # the interpreter truncates to bfloat16, a GPU rounds
-    for limits in ((0, 15), (0, 255), (-8, 7), (-128, 127)):
-        levels = limits[1] if limits[0] == 0 else -limits[0]
-        ties = (torch.arange(limits[0] - 2, limits[1] + 3) + 0.5) * (torch.tensor(1.3) / levels)
-        x = torch.cat([torch.randn(5000) * 1.3, ties, torch.tensor([1.3, -1.3, 0.0, 1e30])]).to(dtype)
-        upstream = torch.randn_like(x)
-
-        def activation():
-            statistic = torch.empty(2, dtype=torch.float64)
-            e = encode_activation(x, torch.tensor(1.3), levels, limits, 'input', statistic=statistic)
-            values = e.values.to(dtype).clone()
-            return values, e.codes.stored, e.codes.step, e.codes.values('input').to(dtype).clone(), \
-                e.codes.mask_(upstream.clone()), statistic
-
-        plain, fused = both(activation)
-        check(plain[:5], fused[:5], 'values stored step decoded masked')
-        check(plain[5:], fused[5:], 'statistic')
-        assert torch.equal(plain[1], fused[1])
-
-        def powers():
-            statistic = torch.empty(2, dtype=torch.float64)
-            near = torch.where(x.float().abs() < 1e4, x.float(), 1e4)
-            encode_activation(near, torch.tensor(1.3), levels, limits, 'input', statistic=statistic, powers=True)
-            return (statistic,)
-
-        check(*both(powers), 'powers')
-
-for group_size in (1, 2, -1):
-    for bits in (2, 4, 8):
-        spec = WeightSpec(bits=bits, group_size=group_size)
-        weight = torch.randn(5, 7, 3, 3)
-        step = torch.rand(5, 1, 1, 1) + 0.1
-
-        def by_step():
-            e = encode_weight(weight, step, spec.code_limits, 'weight')
-            return e.values.clone(), e.codes.values('weight').clone()
-
-        check(*both(by_step), 'values again')
-
-        def by_one_step():
-            e = encode_weight(weight, torch.tensor(0.3), spec.code_limits, 'weight')
-            return e.values.clone(), e.codes.values('weight').clone()
-
-        check(*both(by_one_step), 'values again')
-
-        def by_rule():
-            e = encode_weight_by_rule(weight, spec, 'weight')
-            return e.codes.step, e.values.clone()
-
-        check(*both(by_rule), 'step values')
-assert len(launches) == 4 and not devices
-print('equal')
-"""
-
-
-def test_triton_kernels_in_the_interpreter():
-    pytest.importorskip('triton', reason='Triton comes with torch for CUDA')
-    environment = dict(os.environ, TRITON_INTERPRET='1')
-    done = subprocess.run([sys.executable, '-c', INTERPRETED], env=environment, capture_output=True, text=True)
-    assert done.stdout == 'equal\n', done.stderr
+        assert cpu.checksum(x.flip(0)) not in sums
