@@ -22,6 +22,7 @@ from ..quant import (
     step_of,
 )
 from ..quant.ranges.rule import POWERS
+from .passes import in_backward
 from .quantizer import Quantizer, keep_positive, recorded
 from .state import CLIP, FLOAT, QUANTIZE
 
@@ -66,7 +67,8 @@ class ActivationQuantizer(Quantizer):
         mode = self.mode
         if mode == FLOAT or x.numel() == 0:
             return self._idle(x)
-        self._check_inside()
+        if not self.rule.learned or self.is_fresh():  # a learned range that is there needs no statistics
+            self._check_inside()
         observing = self._is_observing()
         by_product = self.rule.by_product is not None  # the statistic is one of quantizing
         at_once = by_product and encode and observing and not self.is_fresh() and mode == QUANTIZE
@@ -88,6 +90,17 @@ class ActivationQuantizer(Quantizer):
         if encode:
             return self._encode(x, threshold.detach(), levels, limits, torch.is_grad_enabled(), at_once)
         return fake_quantize_activation(x, threshold, levels, limits, self.kernels)
+
+    def _check_inside(self) -> None:
+        """Refuse to train outside of the forward pass of the model, which sets the ranges and counts iterations."""
+        outside = self.training and self.state.managed and not self.state.passes.running and not self.state.frozen
+        if outside and torch.is_grad_enabled() and not torch.compiler.is_compiling() and not in_backward():
+            raise QuantizationError(
+                f'{self.layer_name or "a quantized layer"}: it is trained outside of the forward pass of its quantized '
+                'model, which sets the ranges. Call the model itself, model(...), not model.loss(...) or a part of it. '
+                'A copied part of a model and a copied torch.fx.GraphModule have lost that forward pass: copy the '
+                'whole model, and quantize a GraphModule after it is copied'
+            )
 
     def _range(self) -> tuple[Tensor, bool]:
         """Threshold and sign; in a recomputation by the backward pass those of its forward pass."""

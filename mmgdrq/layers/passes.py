@@ -41,13 +41,17 @@ class Passes:
 
     Attributes:
         running: how many are running, one inside another.
-        training: whether the last one that began was in training mode.
+        trained: how many were in training mode.
+        training: whether the last one that began was.
         collecting: whether one is running that adds to the statistics.
+        one_model: whether all ranks were found to hold the same model.
+        look: at the inputs of all layers, while one goes on.
     """
 
     def __init__(self) -> None:
-        self.running = 0
-        self.training = self.collecting = False
+        self.running = self.trained = 0
+        self.training = self.collecting = self.one_model = False
+        self.look: Any = None
         self._last: Optional[Pass] = None
         self._recomputed: Optional[Pass] = None
         self._without_graph: deque[tuple[tuple, Pass]] = deque(maxlen=KEPT)
@@ -62,6 +66,7 @@ class Passes:
         self._recomputed = None
         if not training:
             return
+        self.trained += 1
         before, self._last = self._last, Pass()
         if before is not None:
             before.following = self._last

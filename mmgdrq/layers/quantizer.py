@@ -7,9 +7,8 @@ from typing import Optional
 import torch
 from torch import Tensor, nn
 
-from ..errors import CheckpointError, QuantizationError
+from ..errors import CheckpointError
 from ..quant import RangeRule, keep_in_graph, rule_of
-from .passes import in_backward
 from .state import ModelState
 
 LEARNED_FLOOR = 1e-8
@@ -72,17 +71,6 @@ class Quantizer(nn.Module):
     def learned(self) -> Optional[nn.Parameter]:
         """The range as a parameter, where it is one."""
         return next(iter(self._parameters.values()), None)
-
-    def _check_inside(self) -> None:
-        """Refuse to train outside of the forward pass of the model, which sets the ranges and counts iterations."""
-        outside = self.training and self.state.managed and not self.state.passes.running and not self.state.frozen
-        if outside and torch.is_grad_enabled() and not torch.compiler.is_compiling() and not in_backward():
-            raise QuantizationError(
-                f'{self.layer_name or "a quantized layer"}: it is trained outside of the forward pass of its quantized '
-                'model, which sets the ranges. Call the model itself, model(...), not model.loss(...) or a part of it. '
-                'A copied part of a model and a copied torch.fx.GraphModule have lost that forward pass: copy the '
-                'whole model, and quantize a GraphModule after it is copied'
-            )
 
     def hold(self, frozen: bool) -> None:
         """While frozen, a learned range keeps its value, whatever momentum or weight decay do to it."""

@@ -65,8 +65,6 @@ class WeightQuantizer(Quantizer):
         """
         if self.mode == FLOAT:
             return self._idle(weight)
-        if self.rule.improves and torch.is_grad_enabled():
-            self._check_inside()  # other ranges follow the weight in every call, or are parameters
         if self.rule.improves and self.training and not self.state.managed:
             self.renew(weight.detach())  # a layer of its own: every call is an iteration
         if encode and self.rule.learned:

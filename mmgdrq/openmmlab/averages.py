@@ -14,6 +14,7 @@ from torch import nn
 
 from ..errors import ConfigError
 from ..layers import ActivationQuantizer, WeightQuantizer
+from ..quantized_model.loading import check_saves_ranges
 from ..quantized_model.stages import freeze, switch_stage
 from ..quantized_model.state import is_root, state_of
 from .wrappers import unwrap
@@ -29,6 +30,7 @@ class AveragesHook(Hook):
 
     def before_train(self, runner) -> None:
         """Find the learned ranges; their averages begin later than those of the weights."""
+        check_saves_ranges(unwrap(runner.model))
         self._learned = [pair for pair in _pairs(runner) if pair[0].learned() is not None]
 
     def after_train_iter(self, runner, batch_idx: int, data_batch=None, outputs: Optional[dict] = None) -> None:

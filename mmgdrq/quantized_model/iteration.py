@@ -7,6 +7,7 @@ What activation checkpointing computes again in the backward pass counts nothing
 pass.
 """
 
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -22,8 +23,11 @@ from ..layers.state import FLOAT
 from ..layers.walk import activation_quantizers, all_modules, quantized_layers
 from ..layers.weight_quantizer import WeightQuantizer
 from ..quant.ranges.rule import MAX, SUM
+from .loading import check_saves_ranges
+from .range_check import FIRST_LOOK, INTERVAL, RangeCheck
 from .replaced_layers import refuse_new_float_layers, remember_layers
 from .state import ATTRIBUTE, QuantizedModelState, adopt, read_buffers
+from .wrappers import check_one_model, check_reduced, distributed_wrapper, ranks_of, refuse_replica
 
 
 def manage(model: nn.Module) -> None:
@@ -53,6 +57,8 @@ def _begin(model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         return
     modules = list(all_modules(model))
     quantizers = adopt(model, modules)
+    if model.training:
+        _check_training(model, state, quantizers)
     if not (model.training and state.passes.training) and not tracing():  # in training once, after an evaluation
         read_buffers(model)
         read_flags(quantizers)
@@ -72,6 +78,8 @@ def _begin(model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
     if collecting:
         _renew_searched(model, state)
     state.passes.begin(model.training, collecting, inputs)
+    if model.training:
+        _look(model, state)
 
 
 @torch.compiler.disable
@@ -85,11 +93,50 @@ def _end(model: nn.Module, args, output) -> None:
         return
     # the same ones on all ranks
     quantizers = [q for q in activation_quantizers(model) if q.state is state and q.mode != FLOAT]
-    if not quantizers:
-        return
-    if dist.is_available() and dist.is_initialized():
-        _add_over_ranks(quantizers)
+    if quantizers and dist.is_available() and dist.is_initialized():
+        group = _ranks(model, state)
+        _add_over_ranks(quantizers, group)
     settle_first_ranges(quantizers)
+    if state.passes.look is not None:
+        for finding in state.passes.look.findings(model):
+            warnings.warn(finding, stacklevel=2)
+        state.passes.look = None
+
+
+def _check_training(model: nn.Module, state: QuantizedModelState, quantizers: list[Quantizer]) -> None:
+    """Refuse to train what could not be trained rightly; say what is missing."""
+    refuse_replica(model)
+    if state.passes.trained == 0:
+        check_saves_ranges(model)
+        wrapper = distributed_wrapper()
+        if wrapper is not None:
+            check_reduced(wrapper, quantizers)
+    if state.steps is not None and state.steps.missed(model):
+        warnings.warn(
+            'mmgdrq: the weights change, but no step of an optimizer that Scale-Clip is attached to was seen, so it '
+            "never clips. An optimizer with steps of other names, such as SAM's first_step and second_step, has one "
+            'of torch inside: mmgdrq.ScaleClip(model).attach(optimizer.base_optimizer)',
+            stacklevel=2,
+        )
+
+
+def _look(model: nn.Module, state: QuantizedModelState) -> None:
+    """Look at the inputs of all layers now and then."""
+    if state.passes.look is not None:  # an error has ended its iteration
+        state.passes.look.end()
+        state.passes.look = None
+    number = state.passes.trained
+    if state.checks_ranges and (number == FIRST_LOOK + 1 or number % INTERVAL == 0):
+        state.passes.look = RangeCheck(model, state.named)
+
+
+def _ranks(model: nn.Module, state: QuantizedModelState) -> Any:
+    """The process group of the model; None: the default one."""
+    group = ranks_of(state.process_group, distributed_wrapper())
+    if group is None and not state.passes.one_model:
+        check_one_model(model)
+        state.passes.one_model = True
+    return group
 
 
 def tracing() -> bool:
@@ -115,13 +162,13 @@ def _renew_searched(model: nn.Module, state: QuantizedModelState) -> None:
             quantizer.renew(layer.filters())
 
 
-def _add_over_ranks(quantizers: list[ActivationQuantizer]) -> None:
+def _add_over_ranks(quantizers: list[ActivationQuantizer], group: Any) -> None:
     for reduction, operation in ((SUM, dist.ReduceOp.SUM), (MAX, dist.ReduceOp.MAX)):
         chosen = [q for q in quantizers if q.rule.reduction == reduction]
         if not chosen:
             continue
         pending = torch.cat([q.pending for q in chosen])
-        dist.all_reduce(pending, operation)
+        dist.all_reduce(pending, operation, group)
         for quantizer, result in zip(chosen, pending.split([len(q.pending) for q in chosen])):
             quantizer.pending.copy_(result)
             quantizer.observed = not quantizer.rule.learned or quantizer.is_fresh()

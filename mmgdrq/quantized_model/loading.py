@@ -6,7 +6,8 @@ from typing import Any, Callable
 
 from torch import nn
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, QuantizationError
+from ..layers.quantizer import Quantizer
 from ..layers.walk import all_modules, is_quantized_model
 from .state import STAGE, is_root
 
@@ -15,6 +16,29 @@ _QUANTIZER_KEYS = ('.weight_quantizer.', '.activation_quantizer.', '.engine_resu
 
 _ADDED_LATER = '.engine_result.'
 """Quantizers that a model may get after it was trained without them."""
+
+
+def check_saves_ranges(model: nn.Module) -> None:
+    """Refuse to train a model whose ``state_dict()`` leaves out ranges, so that no checkpoint would hold them.
+
+    Raises:
+        QuantizationError: names the first one that is left out.
+    """
+    saved = model.state_dict()
+    left_out = [
+        key
+        for name, module in model.named_modules()
+        if isinstance(module, Quantizer)
+        for key in module.state_dict(prefix=f'{name}.')
+        if key not in saved
+    ]
+    if left_out:
+        raise QuantizationError(
+            f'the state_dict() of {type(model).__name__} leaves out {len(left_out)} ranges of quantized layers, such '
+            f'as {left_out[0]}, so that a checkpoint of this training could not be evaluated or resumed (LoRAModel of '
+            'mmpretrain saves its own weights alone). Quantize the model without what filters its state_dict(), for '
+            'example after its adapters are merged into the weights'
+        )
 
 
 def check_at_load(model: nn.Module) -> None:

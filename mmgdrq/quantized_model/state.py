@@ -4,6 +4,7 @@ The root and all quantizers hold one object. Stage and freezing are buffers of t
 averaged copies and distributed wrappers carry; the object is read from them where they may have changed.
 """
 
+import copy
 import math
 from collections.abc import Iterable, Iterator
 from typing import Any, Optional
@@ -16,6 +17,7 @@ from ..layers.quantizer import Quantizer
 from ..layers.state import STAGES, ModelState
 from ..layers.walk import all_modules
 from ..planning.plan import Plan
+from .steps import StepWatch
 
 ATTRIBUTE = 'gdrq_state'
 STAGE, FROZEN = 'gdrq_stage', 'gdrq_frozen'
@@ -33,6 +35,11 @@ class QuantizedModelState(ModelState):
         clipped: whether something is there to clip its weights, or nothing has to.
         log: name of the log that has the plan.
         layers: number of quantizers, and names of the layers that are float.
+        process_group: over whose ranks statistics are added up; None: those of the DistributedDataParallel around the
+            model, or those of the default group.
+        checks_ranges: whether training looks at the inputs of all layers now and then, see :mod:`.range_check`.
+        named: layers that such a look has named, with the reason.
+        steps: looks for steps of optimizers, where something is attached to them.
     """
 
     def __init__(self, plan: Optional[Plan] = None, stage: str = 'quantize', follows_checkpoints: bool = False) -> None:
@@ -45,6 +52,21 @@ class QuantizedModelState(ModelState):
         self.clipped = True
         self.log: Optional[str] = None
         self.layers: tuple[int, frozenset[str]] = (0, frozenset())
+        self.process_group: Any = None
+        self.checks_ranges = True
+        self.named: set[tuple[str, str]] = set()
+        self.steps: Optional[StepWatch] = None
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> 'QuantizedModelState':
+        """A process group cannot be copied; a copy has the same."""
+        made = memo[id(self)] = object.__new__(type(self))
+        made.__dict__.update(copy.deepcopy({**self.__dict__, 'process_group': None}, memo))
+        made.process_group = self.process_group
+        return made
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A file is for other processes, which have groups of their own."""
+        return {**self.__dict__, 'process_group': None}
 
 
 def is_root(module: nn.Module) -> bool:

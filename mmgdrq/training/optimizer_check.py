@@ -26,15 +26,16 @@ def held_by(optimizer: Optimizer) -> set[int]:
 
 
 def check_optimizer(optimizer: Optimizer) -> None:
-    """Raise where ``optimizer`` is none of torch.
+    """Raise where ``optimizer`` is none of torch, or only looks like one.
 
     Raises:
-        ConfigError: it is no optimizer of torch.
+        ConfigError: it is no optimizer of torch that calls hooks.
     """
-    if not isinstance(optimizer, Optimizer):
+    hooks = '_optimizer_step_post_hooks'  # a wrapper such as accelerate's is a subclass that was never initialized
+    if not isinstance(optimizer, Optimizer) or not hasattr(optimizer, hooks):
         raise ConfigError(
-            f'ScaleClip.attach: expected an optimizer of torch, got {type(optimizer).__name__}. A wrapper of mmengine '
-            'has it as .optimizer'
+            f'ScaleClip.attach: expected an optimizer of torch, got {type(optimizer).__name__}. A wrapper, such as '
+            'those of mmengine and accelerate, has it as .optimizer; attach to that one: attach(optimizer.optimizer)'
         )
 
 

@@ -9,6 +9,7 @@ from torch.optim import Optimizer
 
 from ..layers import WeightQuantizer, quantized_layers
 from ..quantized_model.state import states_in
+from ..quantized_model.steps import StepWatch
 from .optimizer_check import check_optimizer, check_quantized, held_by, warn_left_out
 
 
@@ -46,8 +47,11 @@ class ScaleClip:
             ConfigError: it is no optimizer of torch.
         """
         check_optimizer(optimizer)
+        handle = optimizer.register_step_post_hook(lambda *_: self._after(optimizer))
         self._unchecked.append(optimizer)
-        return optimizer.register_step_post_hook(lambda *_: self._after(optimizer))
+        for state in states_in(self.model):
+            state.steps = state.steps or StepWatch()
+        return handle
 
     def __call__(self) -> None:
         """Project now, if enabled."""
@@ -61,6 +65,9 @@ class ScaleClip:
                     yield layer
 
     def _after(self, optimizer: Optimizer) -> None:
+        for state in states_in(self.model):
+            if state.steps is not None:
+                state.steps.seen = True
         if self._unchecked:  # all of them are attached by now
             warn_left_out(self.model, self._unchecked)
             self._unchecked = []

@@ -285,3 +285,82 @@ def test_one_optimizer_may_hold_the_weights_and_another_the_ranges():
     ranges = torch.optim.Adam([p for name, p in named if 'quantizer' in name], 0.1)
     assert warnings_of(net, weights, ranges) == warnings_of(net, ranges, weights) == []
     assert len(warnings_of(net, weights)) == 1
+
+
+class Wrapper(torch.optim.Optimizer):
+    """As accelerate's: a subclass that only holds an optimizer."""
+
+    def __init__(self, optimizer):
+        self.optimizer = optimizer
+
+    @property
+    def param_groups(self):
+        return self.optimizer.param_groups
+
+    def step(self):
+        self.optimizer.step()
+
+
+def test_a_wrapper_of_an_optimizer_is_asked_for_what_it_holds():
+    net = model()
+    wrapper = Wrapper(torch.optim.SGD(net.parameters(), 0.01))
+    with pytest.raises(ConfigError, match=r'got Wrapper\. .*accelerate.* attach\(optimizer\.optimizer\)'):
+        mmgdrq.ScaleClip(net).attach(wrapper)
+    mmgdrq.ScaleClip(net).attach(wrapper.optimizer)
+
+
+class TwoSteps(torch.optim.Optimizer):
+    """As SAM: two steps, neither of which is called ``step``."""
+
+    def __init__(self, params, base):
+        super().__init__(params, dict(rho=0.05))
+        self.base_optimizer = base
+
+    @torch.no_grad()
+    def first_step(self):
+        for group in self.param_groups:
+            for p in group['params']:
+                self.state[p]['old'] = p.clone()
+                p.add_(p.grad.sign(), alpha=1e-3)
+
+    @torch.no_grad()
+    def second_step(self):
+        for group in self.param_groups:
+            for p in group['params']:
+                p.copy_(self.state[p]['old'])
+        self.base_optimizer.step()
+
+
+def steps_of_sam(net, optimizer, count=6):
+    for _ in range(count):
+        for step in (optimizer.first_step, optimizer.second_step):
+            net.zero_grad()
+            net.train()(torch.rand(2, 3, 6, 6)).square().sum().backward()
+            step()
+
+
+def test_an_optimizer_without_steps_of_that_name_is_reported_once():
+    net = model()
+    optimizer = TwoSteps(net.parameters(), torch.optim.SGD(net.parameters(), 1e-4))
+    mmgdrq.ScaleClip(net).attach(optimizer)
+    with pytest.warns(UserWarning, match=r'no step .* was seen.*attach\(optimizer\.base_optimizer\)') as caught:
+        steps_of_sam(net, optimizer)
+    assert len([w for w in caught if 'no step' in str(w.message)]) == 1
+
+
+def test_the_optimizer_inside_is_seen_and_so_are_loading_and_accumulation():
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        net = model()
+        optimizer = TwoSteps(net.parameters(), torch.optim.SGD(net.parameters(), 1e-4))
+        mmgdrq.ScaleClip(net).attach(optimizer.base_optimizer)
+        steps_of_sam(net, optimizer)
+        net = model()
+        optimizer = torch.optim.SGD(net.parameters(), 1e-4)
+        mmgdrq.ScaleClip(net).attach(optimizer)
+        net.train()(torch.rand(2, 3, 6, 6))
+        net.load_state_dict(net.state_dict())
+        for number in range(12):
+            net(torch.rand(2, 3, 6, 6)).sum().backward()
+            if number % 6 == 5:
+                optimizer.step()
