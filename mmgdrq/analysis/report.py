@@ -120,13 +120,20 @@ def _input(sample: Tensor, quantizer: ActivationQuantizer) -> tuple[float, float
     return loss, least, float(gap_to_uniform(sample[sample != 0]))
 
 
+def _sample(x: Tensor) -> Tensor:
+    """Elements at random positions, the same ones each time, as those at equal distances may all be padding."""
+    if len(x) <= SAMPLE:
+        return x
+    return x[torch.randint(len(x), (SAMPLE,), generator=torch.Generator().manual_seed(0)).to(x.device)]
+
+
 def _inputs(layers: dict[str, nn.Module], model: nn.Module, run: Callable) -> dict[str, Tensor]:
     kept: dict[str, list[Tensor]] = {name: [] for name in layers}
 
     def keep(name: str):
         def hook(module, args, kwargs):
             x = (args[0] if args else next(iter(kwargs.values()))).detach().flatten()
-            kept[name].append(x[:: max(x.numel() // SAMPLE, 1) | 1].float())
+            kept[name].append(_sample(x).float())
 
         return hook
 

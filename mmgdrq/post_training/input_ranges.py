@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ..errors import QuantizationError
 from ..layers import ActivationQuantizer, AffineQuantizer
 from ..layers.walk import all_modules
-from ..quant.ranges.histogram import Bins, channel_histograms, histogram, search_threshold
+from ..quant.ranges.histogram import Bins, channel_histograms, histogram
 
 CHANNEL_BINS = Bins(mantissa=3)
 """Bins of the histogram of one channel: coarse, as there are hundreds of them."""
@@ -26,23 +26,14 @@ class ThresholdStatistics:
     def __init__(self, quantizer: ActivationQuantizer) -> None:
         self.quantizer = quantizer
         self.lowest = self.highest = 0.0
-        self.sums = torch.zeros(quantizer.rule.shape, dtype=torch.float64, device=quantizer.threshold.device)
-        self.counts: Optional[Tensor] = None
+        self.statistic = torch.zeros(quantizer.rule.shape, dtype=torch.float64, device=quantizer.threshold.device)
 
     def add(self, x: Tensor) -> None:
         """Add the input of one call, which is finite and not empty."""
         lowest, highest = (end.item() for end in x.aminmax())
         self.lowest, self.highest = min(self.lowest, lowest), max(self.highest, highest)
-        if self._by_histogram:
-            counts = histogram(x)
-            self.counts = counts if self.counts is None else self.counts + counts
-        else:
-            rule = self.quantizer.rule
-            self.sums = rule.combine(self.sums, rule.collect(x, self.quantizer.spec, False))
-
-    @property
-    def _by_histogram(self) -> bool:
-        return self.quantizer.rule.keeps_range
+        rule = self.quantizer.rule
+        self.statistic = rule.combine(self.statistic, rule.collect(x, self.quantizer.spec, False))
 
     def set_range(self) -> None:
         """Set the range of the quantizer, if it was called with more than zeros."""
@@ -50,11 +41,7 @@ class ThresholdStatistics:
             return
         spec = self.quantizer.spec
         signed = self.lowest < 0 if spec.signed == 'auto' else bool(spec.signed)
-        if self.counts is not None:
-            threshold = search_threshold(self.counts, spec.levels(signed), spec.code_limits(signed), spec.p)
-        else:
-            threshold = self.quantizer.rule.range_of(self.sums, spec, signed).high
-        self.quantizer.set_range(threshold, signed)
+        self.quantizer.set_range(self.quantizer.rule.range_of(self.statistic, spec, signed).high, signed)
 
 
 class EndStatistics:

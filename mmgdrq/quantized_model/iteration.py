@@ -163,12 +163,13 @@ def _renew_searched(model: nn.Module, state: QuantizedModelState) -> None:
 
 
 def _add_over_ranks(quantizers: list[ActivationQuantizer], group: Any) -> None:
+    seen = [q for q in quantizers if not q.rule.learned or q.is_fresh()]  # an optimizer moves the others
     for reduction, operation in ((SUM, dist.ReduceOp.SUM), (MAX, dist.ReduceOp.MAX)):
-        chosen = [q for q in quantizers if q.rule.reduction == reduction]
+        chosen = [q for q in seen if q.rule.reduction == reduction]
         if not chosen:
             continue
         pending = torch.cat([q.pending for q in chosen])
         dist.all_reduce(pending, operation, group)
         for quantizer, result in zip(chosen, pending.split([len(q.pending) for q in chosen])):
             quantizer.pending.copy_(result)
-            quantizer.observed = not quantizer.rule.learned or quantizer.is_fresh()
+            quantizer.observed = True

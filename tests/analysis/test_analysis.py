@@ -168,3 +168,12 @@ def test_an_input_of_zeros_has_no_figures():
     report = analyze(net, lambda model: model(X))[1]
     assert report.input_loss is report.input_best is report.input_gap is None
     assert report.weight_loss is not None
+
+
+def test_no_shape_hides_the_elements_of_an_input(monkeypatch):
+    monkeypatch.setattr('mmgdrq.analysis.report.SAMPLE', 500)
+    net = mmgdrq.quantize(nn.Sequential(nn.Linear(11, 4)), activation=dict(bits=4))
+    x = torch.zeros(1530, 11)  # of 500 elements at equal distances each is in the first column
+    x[:, 5] = torch.rand(1530) + 0.5
+    report = analyze(net, lambda model: model(x))[0]
+    assert report.input_loss is not None

@@ -233,7 +233,7 @@ class CountSynchronizations(TorchDispatchMode):
 
 
 @pytest.mark.parametrize('stage', ['float', 'reshape', 'quantize'])
-@pytest.mark.parametrize('rule', ['lehmer', 'learned', 'minmax'])
+@pytest.mark.parametrize('rule', ['lehmer', 'learned', 'minmax', 'search', 'percentile'])
 def test_a_training_step_waits_for_no_device(stage, rule):
     net = mmgdrq.quantize(PartlyUsed(), activation=dict(range=rule), stage=stage).train()
     mmgdrq.set_execution(net, kernels=False, codes=False)  # on a CPU these read scalars, which costs nothing there

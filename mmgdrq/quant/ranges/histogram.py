@@ -56,6 +56,13 @@ class Bins:
         bins = (magnitude - (first - 1)).clamp_(0, self.half - 1).long()
         return torch.where(x < 0, bins + self.half, bins)
 
+    def of_words(self, counts: Tensor) -> Tensor:
+        """Add up what :func:`_count_words` has counted to these bins."""
+        first, last = (LOWEST + 127) << self.mantissa, (HIGHEST + 127) << self.mantissa
+        signs = counts.view(2, -1).flip(0)  # the sign bit is set in the first half
+        small, large = signs[:, :first].sum(1, keepdim=True), signs[:, last - 1 :].sum(1, keepdim=True)
+        return torch.cat([small, signs[:, first : last - 1], large], 1).flatten()
+
 
 def histogram(x: Tensor, bins: Bins = Bins()) -> Tensor:
     """Count the elements of ``x``, which are finite.
@@ -70,10 +77,38 @@ def histogram(x: Tensor, bins: Bins = Bins()) -> Tensor:
     >>> int(histogram(torch.tensor([0.0, -1.0, 2.0])).sum())
     3
     """
+    parts = x.detach().reshape(-1).split(CHUNK)
+    if x.device.type == 'cpu' and not torch.compiler.is_compiling():
+        return bins.of_words(torch.stack([_count_words(part, bins) for part in parts]).sum(0))
     counts = torch.zeros(2 * bins.half, dtype=torch.int64, device=x.device)
-    for part in x.detach().reshape(-1).split(CHUNK):
-        counts += torch.bincount(bins.index(part), minlength=len(counts))
+    for part in parts:
+        counts += _count_in_lanes(bins.index(part), len(counts))
     return counts
+
+
+def _count_words(x: Tensor, bins: Bins) -> Tensor:
+    """Count the first bits of the float32 words, which takes fewer passes than to find the bins."""
+    words = x.float().view(torch.int32) >> (23 - bins.mantissa)  # signed, so that negative values come first
+    half = 1 << (8 + bins.mantissa)
+    return torch.bincount(words.add_(half), minlength=2 * half)
+
+
+LANES = 64
+"""Histograms that a GPU counts side by side, as many zeros would wait for each other in one."""
+
+
+def _count_in_lanes(index: Tensor, size: int) -> Tensor:
+    """Count indices without a device synchronization, which ``torch.bincount`` makes on a GPU."""
+    lanes = torch.arange(len(index), device=index.device) % LANES * size
+    counts = torch.zeros(LANES * size, dtype=torch.int32, device=index.device)
+    counts.scatter_add_(0, index + lanes, torch.ones_like(index, dtype=torch.int32))
+    return counts.view(LANES, size).sum(0)
+
+
+def finite_histogram(x: Tensor, bins: Bins) -> Tensor:
+    """:func:`histogram` as float64; all counts are NaN where an element is not finite."""
+    lowest, highest = x.aminmax()
+    return histogram(x, bins).double() + (lowest * 0 + highest * 0).double()
 
 
 def channel_histograms(x: Tensor, bins: Bins, axis: int = 1) -> Tensor:
@@ -106,7 +141,7 @@ def points(counts: Tensor, bins: Bins = Bins(), each: int = 4) -> tuple[Tensor, 
         each: values a bin, evenly spread over it.
 
     Returns:
-        values and weights, float64, ascending by magnitude within a sign; those of empty bins are left out.
+        values and weights, float64, ascending by magnitude within a sign; on a CPU those of empty bins are left out.
     """
     edges = bins.edges(counts.device)
     places = (torch.arange(each, device=counts.device, dtype=torch.float64) + 0.5) / each
@@ -114,6 +149,8 @@ def points(counts: Tensor, bins: Bins = Bins(), each: int = 4) -> tuple[Tensor, 
     values[0] = 0
     values = torch.cat([values, -values])
     weights = (counts.double() / each)[:, None].expand_as(values)
+    if counts.device.type != 'cpu':  # to choose some would be a synchronization
+        return values.flatten(), weights.flatten()
     used = counts > 0
     return values[used].flatten(), weights[used].flatten()
 
@@ -135,11 +172,18 @@ def percentile_of(counts: Tensor, share: float, bins: Bins = Bins()) -> Tensor:
     upper = torch.cat([-edges[:-1].flip(0), edges[1:]])
     lower[half], upper[half] = 0, 0  # what counts as zero
     total = ascending.cumsum(-1)
-    wanted = share * total[..., -1:]
+    wanted = (share * total[..., -1:]).clamp(min=1e-6)  # not in an empty bin before the first element
     bin_ = (total < wanted).sum(-1, keepdim=True).clamp_(max=2 * half - 1)
     inside = ascending.gather(-1, bin_)
     part = (1 - (total.gather(-1, bin_) - wanted) / inside.clamp(min=1)).clamp_(0, 1)
     return torch.lerp(lower[bin_], upper[bin_], part).squeeze(-1).float()
+
+
+def widest(counts: Tensor, bins: Bins) -> tuple[Tensor, Tensor]:
+    """Lower end of the lowest bin with an element and upper end of the highest one, float32, shape ``(...)``."""
+    edges = bins.edges(counts.device)[1:]
+    positive, negative = ((edges * (part > 0)).amax(-1) for part in counts.split(bins.half, -1))
+    return -negative.float(), positive.float()
 
 
 def search_threshold(counts: Tensor, levels: int, limits: tuple[int, int], p: int = 2, bins: Bins = Bins()) -> Tensor:
@@ -158,13 +202,14 @@ def search_threshold(counts: Tensor, levels: int, limits: tuple[int, int], p: in
         float32 scalar; 0 where all elements are zero.
     """
     values, weights = points(counts, bins)
-    largest = values.abs().max()
+    largest = (values.abs() * (weights > 0)).max() if len(values) else values.new_zeros(())
 
     def error(alpha: Tensor) -> Tensor:
         return (weights * (round_to_grid(values, alpha / levels, limits) - values).abs() ** p).sum()
 
     def best_of(candidates: Tensor) -> Tensor:
-        return candidates[torch.stack([error(alpha) for alpha in candidates]).argmin()]
+        best = torch.stack([error(alpha) for alpha in candidates]).argmin(0, keepdim=True)
+        return candidates.gather(0, best).squeeze(0)  # an index without dimensions would be a synchronization
 
     low, high = math.log10(SMALLEST), math.log10(LARGEST)
     best = best_of(largest * torch.logspace(high, low, COARSE, device=counts.device, dtype=torch.float64))

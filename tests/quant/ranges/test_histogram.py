@@ -101,3 +101,9 @@ def test_the_searched_threshold_is_as_good_as_the_best_of_a_fine_grid(elements, 
 def test_a_histogram_of_zeros():
     assert search_threshold(histogram(torch.zeros(9)), 15, (0, 15)).item() == 0
     assert percentile_of(histogram(torch.zeros(9)), 0.99).item() == 0
+
+
+def test_the_percentiles_at_the_ends_are_those_of_the_elements(elements):
+    counts = histogram(torch.from_numpy(elements))
+    for share, end in ((0.0, elements.min()), (1.0, elements.max())):
+        assert float(percentile_of(counts, share)) == pytest.approx(end, rel=0.01, abs=1e-9)
