@@ -19,9 +19,9 @@ from torch import nn
 from tqdm import tqdm
 
 import mmgdrq
-from mmgdrq.deploy.engines.kernels import count_kernels
+from mmgdrq.deploy.deployment import export
+from mmgdrq.deploy.engines import find_engine
 from mmgdrq.deploy.export.block_variants import FORMS
-from mmgdrq.deploy.export.writer import export
 from mmgdrq.deploy.verification.latency import interleave, speedup
 from mmgdrq_runtime.engines import ENGINES, open_engine
 
@@ -75,7 +75,7 @@ def measure(name: str, size: tuple[int, int], engine: str, rounds: int, threads:
             (exported,) = export(folded, run_on(x), out, engine, change)
             runs[form] = open_engine(engine, exported.path, threads)
             sizes[form] = exported.path.stat().st_size / 1e6
-            kernels[form] = count_kernels(engine, exported.path)
+            kernels[form] = find_engine(engine).count_kernels(exported.path)
         array = x.numpy()
         times = interleave({form: lambda run=run: run(array) for form, run in runs.items()}, rounds)
     return {

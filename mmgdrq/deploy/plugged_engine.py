@@ -1,4 +1,4 @@
-"""Let an engine run the dense parts of a model."""
+"""Replace the dense parts of a model by an engine."""
 
 from pathlib import Path
 from typing import Any
@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from mmgdrq_runtime.engines import check_engine, open_engine
 from mmgdrq_runtime.manifest import PathLike, check_file, read_manifest
 
 from ..errors import CheckpointError
 from ..quantized_model.dense_parts import parts_of
+from .engines import find_engine
 
 
 class EngineCall:
@@ -57,7 +57,8 @@ def plug_engine(model: nn.Module, path: PathLike, engine: str, threads: int = 0)
         CheckpointError: the directory has no graphs for this engine, or a graph is missing or altered.
         ExportError: the engine is not installed or does not accept a graph.
     """
-    check_engine(engine)
+    runner = find_engine(engine)
+    runner.check_installed()
     path = Path(path)
     graphs = read_manifest(path).get('graphs') or {}
     if engine not in graphs:
@@ -70,7 +71,7 @@ def plug_engine(model: nn.Module, path: PathLike, engine: str, threads: int = 0)
         if entry is None:
             raise CheckpointError(f'{path}: has no graph for {part.name}. Write it again with tools/deploy.py --export')
         file = _checked_file(path, engine, entry)
-        part.replace_by(EngineCall(open_engine(engine, file, threads), entry['tree']))
+        part.replace_by(EngineCall(runner.open(file, threads), entry['tree']))
     return model
 
 

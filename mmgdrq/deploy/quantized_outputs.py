@@ -1,4 +1,4 @@
-"""Where an engine rounds more than the quantized model: found from made-up inputs, before any training."""
+"""Find where an engine rounds more than the quantized model: from made-up inputs, before any training."""
 
 import copy
 import tempfile
@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from ..errors import ExportError
 from ..layers import activation_quantizers
 from ..layers.walk import all_modules
-from ..quantized_model.dense_parts import Part, parts_of
+from ..quantized_model.dense_parts import Part, example_inputs, parts_of
 from ..quantized_model.stages import set_stage
-from .export.writer import export
+from .engines import Engine
+from .export.writer import block_model, write_part
 from .folding.fold import fold
 
 Run = Callable[[nn.Module], object]
@@ -24,32 +25,32 @@ SIZES = (64, 128, 224, 32, 320, 512)
 
 
 @dataclass(frozen=True)
-class Place:
-    """One quantized layer whose result an engine changes.
+class QuantizedOutput:
+    """One quantized layer whose output an engine changes.
 
     Attributes:
         layer: its name.
-        tail: the BN behind it, or the layer itself: what gives the result.
+        tail: the BN behind it, or the layer itself: what gives the output.
         lowest: lowest weight integer.
-        rounds: whether the result is rounded to 8 bits; the bias always is.
+        requantized: whether the output is rounded to 8 bits; the bias always is.
     """
 
     layer: str
     tail: str
     lowest: int
-    rounds: bool
+    requantized: bool
 
 
-def places_of(model: nn.Module, engine: str, run: Optional[Run] = None) -> list[Place]:
-    """The layers of a quantized model whose bias, and result, the engine rounds.
+def quantized_outputs(model: nn.Module, engine: Engine, run: Optional[Run] = None) -> list[QuantizedOutput]:
+    """The layers of a quantized model whose bias, and output, the engine rounds.
 
     Args:
         model: a quantized model; not changed. Its ranges need not be set.
-        engine: the profile, see :mod:`mmgdrq.deploy.engines.nodes`.
+        engine: one that simulates.
         run: runs the model it is given on sample images; None: made-up inputs.
 
     Raises:
-        ExportError: see :func:`~mmgdrq.deploy.export.writer.export`.
+        ExportError: the model's dense parts cannot be found or traced.
     """
     probe = copy.deepcopy(model).cpu().eval()
     set_stage(probe, 'quantize')
@@ -57,15 +58,16 @@ def places_of(model: nn.Module, engine: str, run: Optional[Run] = None) -> list[
         quantizer.set_range(torch.ones(()), signed=True)
     run = run or made_up_run(probe)
     folded = fold(probe, example=run)
+    model = block_model(folded, engine)
+    inputs, _ = example_inputs(model.parts, lambda: run(model.model))
     with tempfile.TemporaryDirectory() as folder:
-        parts = export(folded, run, Path(folder), engine, check=False)
+        parts = [write_part(model, part, inputs[part.name], Path(folder, 'part.onnx')) for part in model.parts]
     blocks = {module.block.name: module for part in parts for module in part.blocks}
-    places = []
-    for name, module in blocks.items():
-        if module.has_integer_bias():
-            tail = folded.gdrq_folded[name]['norm'] or name
-            places.append(Place(name, tail, module.block.lowest, module.rounds))
-    return places
+    return [
+        QuantizedOutput(name, folded.gdrq_folded[name].norm or name, module.block.lowest, module.output.own)
+        for name, module in blocks.items()
+        if module.changes_output()
+    ]
 
 
 @torch.no_grad()

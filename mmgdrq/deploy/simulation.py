@@ -1,4 +1,4 @@
-"""Train with what ONNX Runtime computes: it is put behind the blocks of a quantized model."""
+"""Train with what an engine computes: it is put behind the blocks of a quantized model."""
 
 from typing import Optional
 
@@ -8,10 +8,9 @@ from ..errors import ConfigError
 from ..layers import AffineQuantizer
 from ..quantized_model.replaced_layers import refuse_new_float_layers, remember_layers
 from ..quantized_model.state import state_of
+from .engines import engine_names, find_engine
 from .engines.requantized_output import CHILD, EngineResult, hook_up, simulated
-from .quantized_outputs import Run, places_of
-
-SIMULATED = ('onnxruntime',)
+from .quantized_outputs import Run, quantized_outputs
 
 
 def check_simulates(engine: str) -> None:
@@ -20,10 +19,11 @@ def check_simulates(engine: str) -> None:
     Raises:
         ConfigError: an engine without a simulation.
     """
-    if engine not in SIMULATED:
+    simulating = [name for name in engine_names() if find_engine(name).simulates]
+    if engine not in simulating:
         raise ConfigError(
-            f"deploy={engine!r}: expected 'onnxruntime'. Other engines compute what the quantized model computes, so "
-            'there is nothing to simulate'
+            f'deploy={engine!r}: expected {" or ".join(map(repr, simulating))}. Other engines compute what the '
+            'quantized model computes, so there is nothing to simulate'
         )
 
 
@@ -34,8 +34,8 @@ def simulate(model: nn.Module, engine: str = 'onnxruntime', run: Optional[Run] =
 
     Args:
         model: result of :func:`mmgdrq.quantize`; a detector, segmentor or classifier of OpenMMLab, or a model with
-            the same seams.
-        engine: ``'onnxruntime'``; OpenVINO computes what the quantized model computes.
+            the same dense parts.
+        engine: one that simulates, such as ``'onnxruntime'``; OpenVINO computes what the quantized model computes.
         run: runs the model it is given on sample images; None: made-up inputs.
 
     Raises:
@@ -50,9 +50,9 @@ def simulate(model: nn.Module, engine: str = 'onnxruntime', run: Optional[Run] =
     refuse_new_float_layers(model)
     _refuse_affine(model)
     modules = dict(model.named_modules())
-    for place in places_of(model, engine, run):
-        tail = modules[place.tail]
-        result = EngineResult(modules[place.layer], place.lowest, place.rounds, f'the result of {place.tail}')
+    for found in quantized_outputs(model, find_engine(engine), run):
+        tail = modules[found.tail]
+        result = EngineResult(modules[found.layer], found.lowest, found.requantized, f'the result of {found.tail}')
         result.quantizer.state = state  # of an identity, too
         tail.add_module(CHILD, result.train(tail.training))
     model.register_forward_pre_hook(hook_up)

@@ -9,8 +9,8 @@ from torch import nn
 
 import mmgdrq
 from mmgdrq.deploy import compare_blocks, load_folded, save_folded, simulate, simulated
-from mmgdrq.deploy.engines.requantized_output import bias_change
-from mmgdrq.deploy.export.writer import export
+from mmgdrq.deploy.deployment import export
+from mmgdrq.deploy.engines.onnxruntime import bias_change
 from mmgdrq.deploy.verification.codes import compare_codes
 from mmgdrq.errors import CheckpointError, ConfigError, ExportError, QuantizationError
 from tests.deploy.engines.test_block import Net
@@ -61,17 +61,17 @@ def test_the_layers_are_those_of_the_export(trained, tmp_path):
     rounded = {name for name, result in results.items() if not isinstance(result.quantizer, nn.Identity)}
     assert rounded == {'norm', 'inner_norm', 'pooled'}
     _, exported = exported_of(trained, tmp_path)
-    assert {m.block.name for m in exported.blocks if m.rounds} == {'stem', 'inner', 'pooled'}
+    assert {m.block.name for m in exported.blocks if m.output.own} == {'stem', 'inner', 'pooled'}
 
 
 def test_the_engine_has_the_codes_and_the_trained_ranges(trained, tmp_path):
     _, exported = exported_of(trained, tmp_path)
     for module in exported.blocks:
         tail = {'stem': 'norm', 'inner': 'inner_norm'}.get(module.block.name, module.block.name)
-        if module.rounds:
+        if module.output.own:
             quantizer = simulated(trained)[tail].quantizer
-            assert module.result.scale == pytest.approx(float(quantizer.threshold) / 128)
-            assert module.result.zero == 128
+            assert module.output.grid.scale == pytest.approx(float(quantizer.threshold) / 128)
+            assert module.output.grid.zero == 128
     errors = compare_codes(exported, 'onnxruntime')
     assert errors.codes > 10_000
     assert errors.different <= 1
@@ -109,7 +109,8 @@ def test_the_trained_model_computes_what_is_exported(trained, tmp_path):
         found = blocks[name](inputs[name])
         y = folded.get_submodule(name)(inputs[name])
         y = folded.get_submodule(tail)(y) if tail != name else y
-        if blocks[name].result is not None and not blocks[name].rounds:  # it takes the grid of its reader there
+        output = blocks[name].output
+        if output.grid is not None and not output.own:  # it takes the grid of its reader there
             continue
         scale = expected[tail].abs().max()
         assert torch.allclose(y, expected[tail], atol=2e-6 * scale)

@@ -11,7 +11,7 @@ from torch import nn
 
 import mmgdrq
 from mmgdrq.deploy import save_folded
-from mmgdrq.deploy.export.writer import export
+from mmgdrq.deploy.deployment import export
 from mmgdrq.openmmlab.building import model_config
 from mmgdrq.openmmlab.config_parts import without_weights
 from mmgdrq.openmmlab.pipeline import make_pipeline

@@ -53,19 +53,19 @@ def assert_folds(net, x, pairs=None, tolerance=2e-6):
 def assert_integers(folded):
     modules = dict(folded.named_modules())
     for name, entry in folded.gdrq_folded.items():
-        bits = entry['weight_bits']
+        bits = entry.weight_bits
         if bits == 32:
             continue
         weight = modules[name].weight
         assert torch.equal(weight, weight.round())
-        places = (weight - entry['weight_lowest']) / entry['weight_stride']
+        places = (weight - entry.weight_lowest) / entry.weight_stride
         assert torch.equal(places, places.round())
         assert float(places.min()) >= 0
         assert float(places.max()) < 2**bits
         assert int(weight.unique().numel()) > 1
         assert not weight.requires_grad
         assert modules[name].bias is None
-        if entry['norm']:
+        if entry.norm:
             assert modules[name].scale is None
             assert modules[name].offset is None
 

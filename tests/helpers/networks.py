@@ -5,8 +5,8 @@ import torch.nn.functional as F
 from torch import nn
 
 import mmgdrq
+from mmgdrq.deploy.deployment import export
 from mmgdrq.deploy.export.block_variants import FORMS
-from mmgdrq.deploy.export.writer import export
 
 
 class Net(nn.Module):

@@ -6,8 +6,8 @@ from mmengine.registry import MODELS, init_default_scope
 from torch import nn
 
 import mmgdrq
-from mmgdrq.deploy.engines.kernels import count_kernels
-from mmgdrq.deploy.export.writer import export
+from mmgdrq.deploy.deployment import export
+from mmgdrq.deploy.engines import find_engine
 from mmgdrq.deploy.verification.codes import compare_codes
 from mmgdrq_runtime.engines import open_engine
 
@@ -109,7 +109,7 @@ def test_every_block_has_the_codes_of_torch_and_an_integer_kernel(folded, engine
     assert errors.codes > 10_000
     assert errors.different == 0, errors
     assert errors.results < 1e-5
-    assert count_kernels(engine, exported.path)[0] == len(exported.blocks) >= len(folded.gdrq_folded)
+    assert find_engine(engine).count_kernels(exported.path)[0] == len(exported.blocks) >= len(folded.gdrq_folded)
 
 
 @pytest.mark.parametrize('engine', ENGINES)

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 import mmgdrq
 from mmgdrq.deploy import load_folded, plug_engine, save_folded
-from mmgdrq.deploy.export.writer import export
+from mmgdrq.deploy.deployment import export
 from mmgdrq.deploy.folding.artifact import read_config
 from mmgdrq.errors import CheckpointError, ExportError
 from mmgdrq_runtime.manifest import MAX_BYTES, file_sha256, json_sha256

@@ -28,7 +28,7 @@ def test_it_folds_loads_and_verifies_as_the_bare_one(net, wrap, example, tmp_pat
     bare, wrapped = mmgdrq.fold(net, example), wrap(net)
     folded = mmgdrq.fold(wrapped, example)
     assert torch.equal(folded(IMAGE), bare(IMAGE))
-    assert [entry['kind'] for entry in folded.gdrq_folded.values()] == ['conv', 'stored']
+    assert [entry.kind for entry in folded.gdrq_folded.values()] == ['conv', 'stored']
     check_blocks(compare_blocks(wrapped, folded, lambda model: model(IMAGE)), folded.gdrq_folded)
     loaded = load_folded(wrap(copy.deepcopy(net)), save_folded(folded, tmp_path / 'out'))
     assert torch.equal(loaded(IMAGE), bare(IMAGE))

@@ -295,7 +295,7 @@ def test_folded_layers_compute_the_same(name):
     with torch.no_grad():
         expected, found = net(x), folded(x)
     assert torch.allclose(found, expected, atol=1e-5 * expected.abs().max().item())
-    assert folded.gdrq_folded['1']['weight_bits'] == 2
+    assert folded.gdrq_folded['1'].weight_bits == 2
 
 
 @pytest.mark.parametrize('name', FOLDABLE)

@@ -11,7 +11,7 @@ from torch import nn
 
 import mmgdrq
 from mmgdrq.deploy import save_folded
-from mmgdrq.deploy.export.writer import export
+from mmgdrq.deploy.deployment import export
 from mmgdrq.errors import CheckpointError, ExportError, InputError
 from tests.integration.test_engines_on_models import MODELS_OF, head_of
 

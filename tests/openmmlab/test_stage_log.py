@@ -3,7 +3,7 @@
 import pytest
 from mmengine.runner import Runner
 
-from mmgdrq.openmmlab.commands.deployment import deploy
+from mmgdrq.openmmlab.commands.deploy import deploy_runner
 from tests.helpers.toy import log_of, toy_config, toy_runner
 from tests.helpers.toy import test_only as only_test
 
@@ -88,7 +88,7 @@ def test_a_deployed_model_has_no_stage(tmp_path):
     trained(tmp_path / 'a', 2, stages)
     hook = dict(stages=stages)
     config = only_test(toy_config(tmp_path / 'b', hook=hook, load_from=str(tmp_path / 'a/epoch_2.pth')))
-    deploy(Runner.from_cfg(config), str(tmp_path / 'deployed'))
+    deploy_runner(Runner.from_cfg(config), str(tmp_path / 'deployed'))
     config = only_test(toy_config(tmp_path / 'c', hook=hook))
     config.custom_hooks.append(dict(type='mmgdrq.DeployedModelHook', path=str(tmp_path / 'deployed')))
     Runner.from_cfg(config).test()

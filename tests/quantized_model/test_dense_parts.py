@@ -9,7 +9,7 @@ from mmengine.registry import MODELS, init_default_scope
 from torch import nn
 
 import mmgdrq
-from mmgdrq.deploy.export.writer import export
+from mmgdrq.deploy.deployment import export
 from mmgdrq.errors import ExportError
 from mmgdrq.quantized_model.dense_parts import parts_of
 

@@ -9,7 +9,7 @@ import torch
 
 import mmgdrq
 from mmgdrq.deploy import fold, load_folded, plug_engine, save_folded
-from mmgdrq.deploy.export.writer import export
+from mmgdrq.deploy.deployment import export
 from mmgdrq.errors import CheckpointError, ExportError
 from mmgdrq_runtime.engines import open_engine
 from mmgdrq_runtime.manifest import json_sha256

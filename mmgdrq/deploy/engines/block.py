@@ -1,9 +1,9 @@
-"""A quantized block as an engine sees it: input codes, integer weights, one scale and one bias a filter.
+"""Describe a quantized block: input codes, integer weights, one scale and one bias per filter.
 
-Profiles say which engine. They differ in how it rounds (:mod:`.rounding`) and in its nodes (:mod:`.nodes`).
+A block says nothing about an engine; what each engine makes of it is in the file of that engine.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Optional
 
 import torch
@@ -11,11 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...errors import ExportError
-from ...quant import quantize
-from ..folding.folded_layers import FoldedLinear
-from .rounding import openvino_codes, unit_of_bias, without_products, written_scale
+from ..folding.folded_layers import FoldedLayer, FoldedLinear
 
-PROFILES = ('openvino', 'onnxruntime', 'tensorrt')
 INT8_MAX = 127
 SIGNED_ZERO = 128
 """Code of 0 where signed values are held in uint8."""
@@ -23,7 +20,7 @@ SIGNED_ZERO = 128
 
 @dataclass(frozen=True)
 class Grid:
-    """The 8-bit grid of a result: ``scale * (code - zero)``, codes of uint8."""
+    """The 8-bit grid of an output: ``scale * (code - zero)``, codes of uint8."""
 
     scale: float
     zero: int = 0
@@ -42,11 +39,10 @@ class Block:
         name: of the layer.
         weight: integer codes as float32, shape ``(O, ...)``.
         bits, lowest, stride: how the integers are stored, see :func:`mmgdrq.quant.pack`; 32 bits: a float weight.
-        scale, offset: shape ``(O,)``; the result is ``scale * layer(input codes) + offset``.
+        scale, offset: shape ``(O,)``; the output is ``scale * layer(input codes) + offset``.
         step: of the input; None: a float input.
         limits: of the input codes.
         geometry: stride, padding, dilation and groups of a convolution; None: linear.
-        profile: one of :data:`PROFILES`.
     """
 
     name: str
@@ -59,7 +55,6 @@ class Block:
     step: Optional[Tensor]
     limits: Optional[tuple[int, int]]
     geometry: Optional[tuple[Any, ...]]
-    profile: str
 
     @property
     def is_integer(self) -> bool:
@@ -68,16 +63,8 @@ class Block:
 
     @property
     def unit(self) -> Tensor:
-        """What one unit of ``input code * weight code`` is worth, shape ``(O,)``; of bias alone in a filter without."""
+        """What one unit of ``input code * weight code`` is worth, shape ``(O,)``; of bias alone where it is nothing."""
         return torch.where(self.scale == 0, unit_of_bias(self.offset), self.scale)
-
-    def encode(self, x: Tensor, alone: bool = False) -> Tensor:
-        """Input codes, as the engine rounds; ``alone`` as in :func:`~mmgdrq.deploy.engines.rounding.openvino_codes`."""
-        if self.limits is None:
-            return x
-        if self.profile == 'openvino':
-            return openvino_codes(x, self.step, self.limits, alone)
-        return quantize(x, self.step, self.limits)
 
     def multiply(self, codes: Tensor) -> Tensor:
         """The layer without scale and offset."""
@@ -86,50 +73,44 @@ class Block:
         return F.conv2d(codes, self.weight, None, *self.geometry)
 
     def per_filter(self, values: Tensor) -> Tensor:
-        """Values of shape ``(O,)`` so that they broadcast against a result."""
+        """Values of shape ``(O,)`` so that they broadcast against an output."""
         return values if self.geometry is None else values.reshape(-1, 1, 1)
 
-    def rescale(self, total: Tensor, offset: Tensor) -> Tensor:
-        """``scale * total + offset``, with the scale that the engine finds in the graph."""
-        scale = self.scale
-        if self.profile == 'openvino' and self.is_integer:
-            scale = torch.where(scale == 0, 0.0, self.step * written_scale(self.unit, self.step))
-        return total * self.per_filter(scale) + self.per_filter(offset)
+
+def unit_of_bias(offset: Tensor) -> Tensor:
+    """Unit of the bias of filters without scale: 2^-20 of it; 1 where it is 0."""
+    return torch.where(offset == 0, torch.ones_like(offset), offset.abs() * 2**-20)
 
 
-def refinement_of(lowest: int) -> int:
-    """Largest factor by which weight codes from ``lowest`` on still fit int8."""
-    return max(INT8_MAX // -lowest, 1)
+def written_scale(unit: Tensor, step: Tensor, refinement: int = 1) -> Tensor:
+    """Scale of the weight codes in a graph, shape ``(O,)``, from what a unit of input times weight code is worth."""
+    return (unit / step / refinement).float()
 
 
-def block_of(name: str, layer: nn.Module, entry: dict[str, Any], profile: str) -> Block:
-    """The block of a layer of :func:`~mmgdrq.deploy.folding.merge_batchnorm.merge_norms`.
+def block_of(name: str, layer: nn.Module, entry: FoldedLayer) -> Block:
+    """Describe a layer of :func:`~mmgdrq.deploy.folding.merge_batchnorm.merge_norms`.
 
     Args:
         name: of the layer.
         layer: a folded layer that carries its BN.
-        entry: its manifest entry.
-        profile: one of :data:`PROFILES`.
+        entry: what it became.
 
     Raises:
         ExportError: a convolution that does not pad with as many zeros on one side as on the other.
     """
     linear = isinstance(layer, FoldedLinear)
-    geometry = None if linear else (layer.stride, _padding_of(name, layer), layer.dilation, layer.groups)
-    block = Block(
+    return Block(
         name=name,
         weight=layer.weight.detach(),
-        bits=entry['weight_bits'],
-        lowest=entry['weight_lowest'],
-        stride=entry['weight_stride'],
-        scale=_scale_of(layer, entry, profile),
+        bits=entry.weight_bits,
+        lowest=entry.weight_lowest,
+        stride=entry.weight_stride,
+        scale=layer.scale,
         offset=layer.offset,
-        step=layer.input_codes.step if entry['input'] else None,
-        limits=tuple(entry['input']) if entry['input'] else None,
-        geometry=geometry,
-        profile=profile,
+        step=layer.input_codes.step if entry.input else None,
+        limits=entry.input,
+        geometry=None if linear else (layer.stride, _padding_of(name, layer), layer.dilation, layer.groups),
     )
-    return _in_int8(block) if profile == 'tensorrt' else block
 
 
 def _padding_of(name: str, layer: nn.Conv2d) -> tuple[int, ...]:
@@ -147,18 +128,3 @@ def _padding_of(name: str, layer: nn.Conv2d) -> tuple[int, ...]:
         f'{layer.kernel_size}; expected a number of zeros on each side. Keep it in float with a rule, '
         'dict(pattern=..., skip=True)'
     )
-
-
-def _scale_of(layer: nn.Module, entry: dict[str, Any], profile: str) -> Tensor:
-    if profile != 'onnxruntime' or not entry['input'] or entry['weight_bits'] > 8:  # they have float biases
-        return layer.scale
-    alone = without_products(layer.scale, layer.offset, refinement_of(entry['weight_lowest']))
-    return torch.where(alone, 0.0, layer.scale)
-
-
-def _in_int8(block: Block) -> Block:
-    """The block with input codes of at most 127: an 8-bit unsigned grid gets half as many steps."""
-    if block.limits is None or block.limits[1] <= INT8_MAX:
-        return block
-    coarser = block.limits[1] / INT8_MAX
-    return replace(block, step=block.step * coarser, scale=block.scale * coarser, limits=(0, INT8_MAX))

@@ -15,8 +15,8 @@ from ...layers import QUANTIZE, ActivationQuantizer
 from ...layers.walk import all_modules
 from ...quant import ActivationSpec
 from ..folding.fold import input_codes, weight_scale
-from .block import SIGNED_ZERO, Grid, refinement_of
-from .rounding import unit_of_bias, without_products
+from .block import SIGNED_ZERO, Grid
+from .onnxruntime import bias_change, refinement_of
 
 RESULT = ActivationSpec(bits=8, range='minmax', signed=True)
 """The grid of a rounded result, with a running range."""
@@ -69,20 +69,6 @@ class EngineResult(nn.Module):
         if isinstance(quantizer, nn.Identity) or not quantizer.is_ready():
             return None
         return Grid(float(quantizer.threshold) / RESULT.levels(signed=True), SIGNED_ZERO)
-
-
-def bias_change(unit: Tensor, scale: Tensor, offset: Tensor, refinement: int) -> Tensor:
-    """What rounding adds to a bias, shape ``(O,)``.
-
-    Args:
-        unit: value of one unit of input code * weight code before the BN, shape ``(O,)``.
-        scale, offset: of the BN, shape ``(O,)``.
-        refinement: the bias is a multiple of ``scale * unit / refinement``; where that is 0, hardly rounded at all.
-    """
-    fine = scale.double() * unit.double()
-    alone = without_products(fine, offset, refinement)
-    fine = torch.where(alone, unit_of_bias(offset.double()), fine) / refinement
-    return ((offset / fine).round() * fine - offset).float()
 
 
 def unit_of(layer: nn.Module) -> Optional[Tensor]:

@@ -1,4 +1,4 @@
-"""What is made better in an exported graph: equal weights are stored once, and poolings of one cell are slices."""
+"""Optimize a written graph: equal weights are stored once, and poolings of one cell become slices."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ LEAST_BYTES = 256
 """Smaller constants are not worth a look."""
 
 
-def tidy(path: Path) -> None:
+def optimize(path: Path) -> None:
     """Rewrite an ONNX file with the same results.
 
     - A head that is shared over levels is written once a level: equal constants become one.

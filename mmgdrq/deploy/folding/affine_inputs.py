@@ -1,7 +1,7 @@
 """Inputs with a zero point in folded layers: codes minus zero point are integers, so that all stays exact."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Optional
 
 import torch
 from torch import Tensor, nn
@@ -9,10 +9,6 @@ from torch import Tensor, nn
 from ...errors import ExportError
 from ...layers import AffineQuantizer
 from ...quant.affine import affine_integers
-
-GRID = 'input_grid'
-"""Key of an entry: number of channels that have a grid each (0: one for all) and of dimensions behind them; missing
-where the input has no zero point."""
 
 
 class AffineCodes(nn.Module):
@@ -44,12 +40,12 @@ class AffineCodes(nn.Module):
         return f'bits={self.bits}, shape={tuple(self.scale.shape)}'
 
 
-def affine_input(layer: nn.Module) -> dict[str, list[int]]:
-    """What the entry of a layer says of its affine input; nothing where it has none, or its zero point is 0."""
+def affine_grid(layer: nn.Module) -> Optional[tuple[int, int]]:
+    """Channels that have a grid each, and dimensions behind them; None: no affine input, or its zero point is 0."""
     quantizer = layer.activation_quantizer
     if not isinstance(quantizer, AffineQuantizer) or is_unsigned(quantizer):
-        return {}
-    return {GRID: [quantizer.channels, quantizer.trailing]}
+        return None
+    return quantizer.channels, quantizer.trailing
 
 
 def is_unsigned(quantizer: AffineQuantizer) -> bool:
@@ -64,13 +60,13 @@ def step_per_filter(quantizer: AffineQuantizer, filters: int) -> Tensor:
     return quantizer.scale.repeat_interleave(filters // quantizer.channels)
 
 
-def refuse_affine(entries: Mapping[str, Mapping[str, Any]]) -> None:
+def refuse_affine(entries: Mapping[str, Any]) -> None:
     """Raise where a layer reads an affine input, which no graph is written for.
 
     Raises:
         ExportError: names the layers.
     """
-    affine = [name for name, entry in entries.items() if GRID in entry]
+    affine = [name for name, entry in entries.items() if entry.input_grid is not None]
     if affine:
         raise ExportError(
             f"export: {affine[0]} has an affine input range (activation=dict(grid='affine'); {len(affine)} such "

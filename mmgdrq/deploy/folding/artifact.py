@@ -31,7 +31,14 @@ from ...errors import CheckpointError
 from ...files import partial_name, remove_stale, replace_directory
 from ...layers import is_quantized
 from ...quant import pack, unpack
-from .folded_layers import STORED, StoredWeight, become_folded, become_folded_model, unread_parameters
+from .folded_layers import (
+    STORED,
+    FoldedLayer,
+    StoredWeight,
+    become_folded,
+    become_folded_model,
+    unread_parameters,
+)
 
 WEIGHTS, CONFIG = 'weights.safetensors', 'config.py'
 
@@ -70,7 +77,7 @@ def save_folded(
         temporary.mkdir()
         (temporary / WEIGHTS).write_bytes(save(_tensors_of(folded)))  # OSError on a full disk, unlike save_file
         (temporary / CONFIG).write_text(config)
-        layers = _layers_of(folded)
+        layers = {name: entry.as_json() for name, entry in folded.gdrq_folded.items()}
         written = graphs(temporary) if graphs is not None else {}
         manifest = {
             'format': FORMAT,
@@ -130,17 +137,17 @@ def load_folded(model: nn.Module, path: PathLike) -> nn.Module:
 
 
 def _become(model: nn.Module, path: Path, manifest: dict[str, Any], tensors: dict[str, Tensor]) -> nn.Module:
-    entries = manifest['layers']
+    entries = {name: FoldedLayer.from_json(values) for name, values in manifest['layers'].items()}
     layers = {name: layer for name, layer in model.named_modules() if is_quantized(layer)}
     _check_fit(path, layers, entries)
     weights = {
         _weight_key(name, entry): _weight_of(path, name, entry, tensors)
         for name, entry in entries.items()
-        if entry['kind'] != STORED or entry['weight_bits'] <= 8
+        if entry.kind != STORED or entry.weight_bits <= 8
     }
     for name, entry in entries.items():
         become_folded(layers[name], entry)
-        _adopt_norm_affine(model, entry['norm'], tensors)
+        _adopt_norm_affine(model, entry.norm, tensors)
     state = {**tensors, **weights}
     state.update({alias: state[key] for alias, key in _alias_keys(model).items() if key in state})
     become_folded_model(model, entries)
@@ -169,27 +176,17 @@ def _tensors_of(folded: nn.Module) -> dict[str, Tensor]:
     aliases = _alias_keys(folded)
     tensors = {name: t.detach().cpu().contiguous().clone() for name, t in folded.state_dict().items()}
     for name, entry in folded.gdrq_folded.items():
-        if entry['weight_bits'] <= 8:
+        if entry.weight_bits <= 8:
             key = _weight_key(name, entry)
-            tensors[key] = pack(tensors[key], *_integers(entry))
+            tensors[key] = pack(tensors[key], *entry.integers)
     for key in unread_parameters(folded):
         del tensors[key]
     return {key: t for key, t in tensors.items() if aliases.get(key, key) == key}
 
 
-def _weight_key(name: str, entry: dict[str, Any]) -> str:
+def _weight_key(name: str, entry: FoldedLayer) -> str:
     """Where the state of a model has the codes of a layer."""
-    return f'{name}.weight_quantizer.codes' if entry['kind'] == STORED else f'{name}.weight'
-
-
-def _integers(entry: dict[str, Any]) -> tuple[int, int, int]:
-    """Bits, lowest value and distance of the integers of a weight."""
-    return entry['weight_bits'], entry['weight_lowest'], entry['weight_stride']
-
-
-def _layers_of(folded: nn.Module) -> dict[str, Any]:
-    modules = dict(folded.named_modules())
-    return {name: {'shape': list(modules[name].weight.shape), **entry} for name, entry in folded.gdrq_folded.items()}
+    return f'{name}.weight_quantizer.codes' if entry.kind == STORED else f'{name}.weight'
 
 
 def _alias_keys(model: nn.Module) -> dict[str, str]:
@@ -211,20 +208,20 @@ def _read_tensors(path: Path, manifest: dict[str, Any]) -> dict[str, Tensor]:
         raise CheckpointError(f'{file}: cannot be read ({error})') from None
 
 
-def _weight_of(path: Path, name: str, entry: dict[str, Any], tensors: dict[str, Tensor]) -> Tensor:
+def _weight_of(path: Path, name: str, entry: FoldedLayer, tensors: dict[str, Tensor]) -> Tensor:
     key = _weight_key(name, entry)
     if key not in tensors:
         raise CheckpointError(f'{path}: the weight of {name} is missing')
-    if entry['weight_bits'] > 8:
+    if entry.weight_bits > 8:
         return tensors[key]
     try:
-        bits, lowest, stride = _integers(entry)
-        return unpack(tensors[key], bits, lowest, entry['shape'], stride).float()
+        bits, lowest, stride = entry.integers
+        return unpack(tensors[key], bits, lowest, entry.shape, stride).float()
     except ValueError as error:
         raise CheckpointError(f'{path}: the weight of {name} is damaged: {error}') from None
 
 
-def _check_fit(path: Path, layers: dict[str, nn.Module], entries: dict[str, Any]) -> None:
+def _check_fit(path: Path, layers: dict[str, nn.Module], entries: dict[str, FoldedLayer]) -> None:
     different = sorted(set(layers) ^ set(entries))
     if different:
         raise CheckpointError(
@@ -232,22 +229,22 @@ def _check_fit(path: Path, layers: dict[str, nn.Module], entries: dict[str, Any]
             f'manifest ({len(different)} such layers). Use its own {CONFIG}'
         )
     for name, entry in entries.items():
-        shape = list(layers[name].filters().shape)
+        shape = tuple(layers[name].filters().shape)
         bits = [getattr(q, 'spec', None) for q in (layers[name].weight_quantizer, layers[name].activation_quantizer)]
         asked = [32 if spec is None else spec.bits for spec in bits]
-        stored = [entry['weight_bits'], entry['input_bits']]
-        if shape != entry['shape'] or asked != stored:
+        stored = [entry.weight_bits, entry.input_bits]
+        if shape != entry.shape or asked != stored:
             raise CheckpointError(
-                f'{path}: {name} has shape {entry["shape"]} and {stored} bits (weight, input), the config '
+                f'{path}: {name} has shape {entry.shape} and {stored} bits (weight, input), the config '
                 f'builds shape {shape} and {asked} bits. Use its own {CONFIG}'
             )
-        inputs = [list(bits[1].code_limits(signed)) for signed in (False, True)] if bits[1] else [None]
+        inputs = [tuple(bits[1].code_limits(signed)) for signed in (False, True)] if bits[1] else [None]
         integers = bits[0].integers if bits[0] else (0, 1)
-        if entry['input'] not in inputs or (entry['weight_lowest'], entry['weight_stride']) != integers:
+        if entry.input not in inputs or (entry.weight_lowest, entry.weight_stride) != integers:
             raise CheckpointError(f'{path}: {name} has codes that {stored} bits (weight, input) do not have')
 
 
-def _adopt_norm_affine(model: nn.Module, norm: str, tensors: dict[str, Tensor]) -> None:
+def _adopt_norm_affine(model: nn.Module, norm: Optional[str], tensors: dict[str, Tensor]) -> None:
     """A BN without affine parameters got them by folding."""
     module = model.get_submodule(norm) if norm else None
     if norm and f'{norm}.weight' in tensors and module.weight is None:

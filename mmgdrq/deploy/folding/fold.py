@@ -9,6 +9,7 @@ filter and ``b`` as its offset.
 """
 
 import copy
+from dataclasses import dataclass, replace
 from typing import Any, Callable, Optional, Union
 
 import torch
@@ -20,11 +21,10 @@ from ...layers.walk import all_modules
 from ...quant import per_filter, quantize, step_of, weight_step
 from ...quantized_model.stages import get_stage
 from ...quantized_model.state import is_root
-from .affine_inputs import AffineCodes, affine_input, step_per_filter
+from .affine_inputs import AffineCodes, affine_grid, step_per_filter
 from .batchnorm_pairs import Pairs, pairs_by_structure, pairs_by_trace
-from .folded_layers import STORED, become_folded, become_folded_model
+from .folded_layers import STORED, FoldedLayer, become_folded, become_folded_model
 
-Entry = dict[str, Any]
 Example = Union[None, Tensor, tuple[Any, ...], Callable[[nn.Module], object]]
 
 
@@ -70,8 +70,7 @@ def fold(model: nn.Module, example: Example = None, pairs: Optional[Pairs] = Non
                         f'fold: {norm}, the BN of {name}, has no running statistics (track_running_stats=False), so it '
                         f'cannot carry a scale. Leave {name} out of `pairs`'
                     )
-                entries[name] = _fold_layer(layer, modules[norm] if norm else None)
-                entries[name]['norm'] = norm
+                entries[name] = replace(_fold_layer(layer, modules[norm] if norm else None), norm=norm)
     become_folded_model(folded, entries)
     return folded
 
@@ -133,36 +132,40 @@ def _is_foldable(layer: nn.Module) -> bool:
     return layer.folds_as is not None and layer._parameters.get('weight') is not None
 
 
-def _store_layer(layer: nn.Module) -> Entry:
+def _store_layer(layer: nn.Module) -> FoldedLayer:
     """The layer keeps its forward pass and input quantizer; its quantized weight is stored as codes."""
-    codes, scale, weight_format = weight_codes(layer, layer.filters().detach())
+    weight = weight_codes(layer, layer.filters().detach())
     _, limits, bits = input_codes(layer)
-    entry = {'kind': STORED, 'input': limits, 'input_bits': bits, 'scaled': False, 'offset': False, 'norm': None}
-    entry.update(weight_format, shape=list(codes.shape), **affine_input(layer))
+    entry = FoldedLayer(
+        STORED, tuple(weight.codes.shape), limits, bits, *weight.integers, input_grid=affine_grid(layer)
+    )
     become_folded(layer, entry)
-    if entry['weight_bits'] <= 8:
-        layer.weight_quantizer.codes.copy_(codes)
-        layer.weight_quantizer.scale.copy_(scale)
+    if entry.weight_bits <= 8:
+        layer.weight_quantizer.codes.copy_(weight.codes)
+        layer.weight_quantizer.scale.copy_(weight.scale)
     return entry
 
 
-def _fold_layer(layer: nn.Module, norm: Optional[nn.Module]) -> Entry:
-    codes, weight_scale, weight_format = weight_codes(layer, layer.weight.detach())
+def _fold_layer(layer: nn.Module, norm: Optional[nn.Module]) -> FoldedLayer:
+    """The layer becomes integers; without a BN it carries its scale and bias itself."""
+    weight = weight_codes(layer, layer.weight.detach())
     step, limits, bits = input_codes(layer)
-    scale = weight_scale * step
+    scale = weight.scale * step
     bias = None if layer.bias is None else layer.bias.detach().clone()
-    entry = {
-        'kind': 'conv' if isinstance(layer, nn.Conv2d) else 'linear',
-        'input': limits,
-        'input_bits': bits,
-        'scaled': norm is None,
-        'offset': norm is None and bias is not None,
-        **weight_format,
-        **affine_input(layer),
-    }
+    kind, alone = 'conv' if isinstance(layer, nn.Conv2d) else 'linear', norm is None
+    entry = FoldedLayer(
+        kind,
+        tuple(weight.codes.shape),
+        limits,
+        bits,
+        *weight.integers,
+        scaled=alone,
+        offset=alone and bias is not None,
+        input_grid=affine_grid(layer),
+    )
     quantizer = layer.activation_quantizer
     become_folded(layer, entry)
-    layer.weight.copy_(codes)
+    layer.weight.copy_(weight.codes)
     if isinstance(layer.input_codes, AffineCodes):
         layer.input_codes.copy_(quantizer)
     elif limits is not None:
@@ -185,20 +188,30 @@ def _fold_into_norm(norm: nn.Module, scale: Tensor, bias: Optional[Tensor]) -> N
     norm.running_mean.copy_(mean / scale)
 
 
-def weight_codes(layer: nn.Module, weight: Tensor) -> tuple[Tensor, Tensor, Entry]:
-    """Integer weight, scale of every filter, and how the integers are stored; ``weight`` has its filters first."""
+@dataclass(frozen=True, eq=False)
+class WeightCodes:
+    """A weight as integers.
+
+    Attributes:
+        codes: shape ``(O, ...)``, float32.
+        scale: of each filter, shape ``(O,)``.
+        integers: bits, lowest value and distance of the codes; 32 bits: the weight as it is.
+    """
+
+    codes: Tensor
+    scale: Tensor
+    integers: tuple[int, int, int]
+
+
+def weight_codes(layer: nn.Module, weight: Tensor) -> WeightCodes:
+    """The integers of a weight, which has its filters first."""
     quantizer = layer.weight_quantizer
     if not isinstance(quantizer, WeightQuantizer):
-        return weight, weight_scale(layer, weight), {'weight_bits': 32, 'weight_lowest': 0, 'weight_stride': 1}
+        return WeightCodes(weight, weight_scale(layer, weight), (32, 0, 1))
     spec, alpha = quantizer.spec, quantizer.range_of(weight).detach()
     codes = quantize(weight, weight_step(weight, alpha, spec), spec.code_limits, spec.offset)
     lowest, stride = spec.integers
-    integers = (codes + spec.offset) * stride
-    return (
-        integers,
-        weight_scale(layer, weight),
-        {'weight_bits': spec.bits, 'weight_lowest': lowest, 'weight_stride': stride},
-    )
+    return WeightCodes((codes + spec.offset) * stride, weight_scale(layer, weight), (spec.bits, lowest, stride))
 
 
 def weight_scale(layer: nn.Module, weight: Tensor) -> Tensor:

@@ -1,7 +1,8 @@
 """Folded layers: integer weights, integer inputs; the scale sits in BN or in one factor a filter."""
 
-from collections.abc import Sequence
-from typing import Any, Optional
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Optional, Union
 
 import torch
 import torch.nn.functional as F
@@ -11,7 +12,86 @@ from ...layers.walk import all_modules
 from ...quant import quantize
 from ...quantized_model.replaced_layers import remember_layers
 from ...quantized_model.state import FROZEN, STAGE, is_root
-from .affine_inputs import GRID, AffineCodes
+from .affine_inputs import AffineCodes
+
+STORED = 'stored'
+"""Kind of a layer without a folded form: its forward pass stays as it is, with the weight from integer codes."""
+
+
+@dataclass(frozen=True)
+class FoldedLayer:
+    """What a quantized layer became.
+
+    Attributes:
+        kind: ``'conv'``, ``'linear'`` or :data:`STORED`.
+        shape: of the filters, ``(O, ...)``.
+        input: lowest and highest input code; None: a float input.
+        input_bits: bits of the input codes; 32: a float input.
+        weight_bits, weight_lowest, weight_stride: of the weight integers, see :func:`mmgdrq.quant.pack`; 32 bits: a
+            float weight.
+        scaled: whether the layer itself carries one scale per filter.
+        offset: whether it carries one additive term per filter.
+        norm: name of the BN that carries its scale; None: it carries it itself.
+        input_grid: number of channels that have an input grid each (0: one for all), and of dimensions behind them;
+            None: the input has no zero point.
+    """
+
+    kind: str
+    shape: tuple[int, ...]
+    input: Optional[tuple[int, int]]
+    input_bits: int
+    weight_bits: int
+    weight_lowest: int
+    weight_stride: int
+    scaled: bool = False
+    offset: bool = False
+    norm: Optional[str] = None
+    input_grid: Optional[tuple[int, int]] = None
+
+    @property
+    def integers(self) -> tuple[int, int, int]:
+        """Bits, lowest value and distance of the integers of the weight."""
+        return self.weight_bits, self.weight_lowest, self.weight_stride
+
+    def as_json(self) -> dict[str, Any]:
+        """The layer as json holds it."""
+        values = asdict(self)
+        if self.input_grid is None:
+            del values['input_grid']
+        return values
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> 'FoldedLayer':
+        """Read what :meth:`as_json` wrote.
+
+        Raises:
+            ValueError: a key is unknown or missing, or a value of another type.
+        """
+        names = {field.name for field in fields(cls)}
+        different = (set(values) ^ names) - {'input_grid'}
+        if different:
+            raise ValueError(f'the keys {sorted(different)} are unknown or missing')
+        return cls(**{name: _read(name, value) for name, value in values.items()})
+
+
+Numbers = (list, tuple)
+_TYPES: dict[str, Union[type, tuple[type, ...]]] = {
+    'kind': str,
+    'shape': Numbers,
+    'input': (*Numbers, type(None)),
+    'scaled': bool,
+    'offset': bool,
+    'norm': (str, type(None)),
+    'input_grid': Numbers,
+}
+
+
+def _read(name: str, value: Any) -> Any:
+    expected = _TYPES.get(name, int)
+    numbers = value if isinstance(value, Numbers) else [value] if expected is int else []
+    if not isinstance(value, expected) or any(type(number) is not int for number in numbers):
+        raise ValueError(f'{name} is {value!r}')
+    return tuple(value) if isinstance(value, Numbers) else value
 
 
 class CodeQuantizer(nn.Module):
@@ -61,8 +141,6 @@ class FoldedLinear(nn.Linear):
 FOLDED = {'conv': FoldedConv2d, 'linear': FoldedLinear}
 STORED_TYPES = {STAGE: torch.int64, 'signed': torch.bool, 'initialized': torch.bool}
 """Buffers of quantized models that averages need as floats -> what they are in files of deployed models."""
-STORED = 'stored'
-"""Kind of a layer without a folded form: its forward pass stays as it is, with the weight from integer codes."""
 
 
 class StoredWeight(nn.Module):
@@ -92,43 +170,41 @@ def rescale(y: Tensor, scale: Optional[Tensor], offset: Optional[Tensor], channe
     return y if offset is None else y + offset.reshape(shape)
 
 
-def become_folded(layer: nn.Module, entry: dict) -> None:
-    """Turn a quantized (or float) layer into the folded form that a manifest entry describes, in place.
+def become_folded(layer: nn.Module, entry: FoldedLayer) -> None:
+    """Turn a quantized (or float) layer into the folded form that an entry describes, in place.
+
+    Buffers ``scale`` and ``offset``, where it has them, have shape ``(O,)``.
 
     Args:
         layer: a quantized layer of the right shape.
-        entry: ``kind``, a key of :data:`FOLDED` or :data:`STORED`; for the former
-            ``input`` (lowest and highest input code, or None for a float input); ``scaled``
-            (whether the layer itself carries one scale a filter); ``offset`` (whether it carries one
-            additive term a filter). Buffers ``scale`` and ``offset`` have shape ``(O,)``. For the latter
-            ``shape`` of the filters, and ``weight_bits``.
+        entry: what it becomes.
     """
-    if entry['kind'] == STORED:
-        if entry['weight_bits'] <= 8:
-            layer.weight_quantizer = StoredWeight(entry['shape']).to(layer.stored_weight().device)
+    if entry.kind == STORED:
+        if entry.weight_bits <= 8:
+            layer.weight_quantizer = StoredWeight(entry.shape).to(layer.stored_weight().device)
         return
     for name in ('weight_quantizer', 'activation_quantizer'):
         layer._modules.pop(name, None)
-    layer.__class__ = FOLDED[entry['kind']]
+    layer.__class__ = FOLDED[entry.kind]
     filters, device = layer.weight.shape[0], layer.weight.device
     # a Parameter of its own: the old one may be tied to other layers
     layer.weight = nn.Parameter(layer.weight.detach().clone(), requires_grad=False)
     layer.register_parameter('bias', None)
     layer.input_codes = _input_codes(entry)
-    layer.register_buffer('scale', torch.ones(filters) if entry['scaled'] else None)
-    layer.register_buffer('offset', torch.zeros(filters) if entry['offset'] else None)
+    layer.register_buffer('scale', torch.ones(filters) if entry.scaled else None)
+    layer.register_buffer('offset', torch.zeros(filters) if entry.offset else None)
     layer.to(device)
 
 
-def _input_codes(entry: dict) -> nn.Module:
-    if GRID in entry:
-        return AffineCodes(entry['input_bits'], *entry[GRID])
-    return CodeQuantizer(*entry['input']) if entry['input'] else nn.Identity()
+def _input_codes(entry: FoldedLayer) -> nn.Module:
+    if entry.input_grid is not None:
+        return AffineCodes(entry.input_bits, *entry.input_grid)
+    return CodeQuantizer(*entry.input) if entry.input else nn.Identity()
 
 
-def become_folded_model(model: nn.Module, entries: dict[str, dict[str, Any]]) -> None:
+def become_folded_model(model: nn.Module, layers: Mapping[str, FoldedLayer]) -> None:
     """Note at the root of a model what its layers became; a quantized model inside it no longer expects them."""
-    model.gdrq_folded = entries
+    model.gdrq_folded = dict(layers)
     for module in all_modules(model):
         if is_root(module):
             remember_layers(module)

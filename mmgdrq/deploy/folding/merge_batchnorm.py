@@ -26,9 +26,9 @@ def merge_norms(folded: nn.Module) -> nn.Module:
     merged = copy.deepcopy(folded).eval()
     modules = dict(merged.named_modules())
     for name, entry in merged.gdrq_folded.items():
-        if entry['kind'] == STORED:
+        if entry.kind == STORED:
             continue
-        layer, norm = modules[name], entry['norm']
+        layer, norm = modules[name], entry.norm
         scale, offset = _affine(modules[norm]) if norm else (layer.scale, layer.offset)
         layer.scale = layer.weight.new_ones(layer.weight.shape[0]) if scale is None else scale.detach().clone()
         layer.offset = torch.zeros_like(layer.scale) if offset is None else offset.detach().clone()

@@ -15,11 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mmgdrq_runtime.engines import open_engine
-
 from ...errors import ExportError
-from ..engines.block import SIGNED_ZERO
-from ..engines.rounding import openvino_alone
+from ..engines.base import find_engine
 from ..export.block_module import BlockModule
 from ..export.exported import Exported
 from ..export.graph_reader import INTEGER_LAYERS, block_layers
@@ -52,8 +49,6 @@ class CodeErrors:
 
 MAX_SHARE, MAX_RESULT = 5e-4, 1e-3
 """Accepted are codes on a tie and the rounding of sums; anything above is another computation."""
-MAX_DISTANCE = {'openvino': 1e-3}
-"""In steps. In ONNX Runtime a result of 8 bits on a tie moves the next block's input by more."""
 
 
 def check_codes(errors: CodeErrors, engine: str, path: Path) -> None:
@@ -62,7 +57,7 @@ def check_codes(errors: CodeErrors, engine: str, path: Path) -> None:
     Raises:
         ExportError: names the worst block.
     """
-    ties = errors.distance <= MAX_DISTANCE.get(engine, float('inf'))
+    ties = errors.distance <= find_engine(engine).max_distance
     if errors.share <= MAX_SHARE and errors.results <= MAX_RESULT and ties:
         return
     raise ExportError(
@@ -77,28 +72,29 @@ def compare_codes(exported: Exported, engine: str, optimize: bool = True) -> Cod
     """Run the cut graph of a part on its example.
 
     Args:
-        exported: result of :func:`~mmgdrq.deploy.export.writer.export`.
-        engine: one of :data:`~mmgdrq_runtime.engines.ENGINES`.
+        exported: a part and its graph.
+        engine: name of the engine that runs the graph.
         optimize: as the engine runs it; False: node by node, as the graph is written.
 
     Raises:
         ExportError: the engine is not installed or does not accept the cut graph.
     """
+    runner = find_engine(engine)
     expected, scaled, codes = _simulate(exported)
     with tempfile.TemporaryDirectory() as folder:
         cut = Path(folder, 'cut.onnx')
-        feeds, quantizers = _cut(exported, codes, cut)
-        run = open_engine(engine, cut, optimize=optimize)
-        alone = openvino_alone(cut) if engine == 'openvino' else set()
-        if alone.intersection(quantizers):
-            expected, scaled, codes = _simulate(exported, [name in alone for name in quantizers])
-            feeds = dict(zip(feeds, codes))
+        feeds, quantizers = _cut(exported, _stored(exported, codes), cut)
+        run = runner.open(cut, optimize=optimize)
+        kernels = runner.quantizer_kernels(cut)
+        if kernels:
+            expected, scaled, codes = _simulate(exported, [kernels.get(name) for name in quantizers])
+            feeds = dict(zip(feeds, _stored(exported, codes)))
         found = run(exported.example.numpy(), **feeds)
     count = len(expected)
     _check_shapes(exported.path, [*expected, *codes], found)
     pairs = list(zip(feeds.values(), found[count:]))
     different = [int((a != b).sum()) for a, b in pairs]
-    distances = [_distance(v, a, a.astype(np.int16) - c, b) for v, c, (a, b) in zip(scaled, codes, pairs)]
+    distances = [_distance(v, a, a.astype(np.int16) - c.numpy(), b) for v, c, (a, b) in zip(scaled, codes, pairs)]
     sizes = [a.size for a in feeds.values()]
     names = [module.block.name for module in exported.blocks if module.block.limits is not None]
     shares = [d / max(size, 1) for d, size in zip(different, sizes)]
@@ -130,23 +126,22 @@ def _relative(expected: Tensor, found: np.ndarray) -> float:
 
 @torch.no_grad()
 def _simulate(
-    exported: Exported, alone: Sequence[bool] = ()
-) -> tuple[list[Tensor], list[np.ndarray], list[np.ndarray]]:
+    exported: Exported, kernels: Sequence[Optional[str]] = ()
+) -> tuple[list[Tensor], list[np.ndarray], list[Tensor]]:
     """Results of the part in torch; inputs of its blocks in steps, and their codes, in the order of their calls.
 
     Args:
-        alone: of every call, whether the engine computes its quantizer alone; empty: none of them.
+        kernels: of every call, what computes its quantizer; empty: the engine's usual one.
     """
     scaled: list[np.ndarray] = []
-    codes: list[np.ndarray] = []
+    codes: list[Tensor] = []
 
     def keep(module: BlockModule, args) -> None:
         limits = module.block.limits
         if limits is not None:
-            module.alone = bool(alone) and alone[len(codes)]
-            dtype = torch.int8 if limits[0] < 0 or module.block.profile == 'tensorrt' else torch.uint8
+            module.kernel = kernels[len(codes)] if kernels else None
             scaled.append((args[0] / module.block.step).numpy())
-            codes.append(module.block.encode(args[0], module.alone).to(dtype).numpy())
+            codes.append(module.engine.encode(module.block, args[0], module.kernel))
 
     blocks = list({id(module): module for module in exported.blocks}.values())
     handles = [module.register_forward_pre_hook(keep) for module in blocks]
@@ -155,7 +150,13 @@ def _simulate(
     finally:
         for module, handle in zip(blocks, handles):
             handle.remove()
-            module.alone = False
+            module.kernel = None
+
+
+def _stored(exported: Exported, codes: Sequence[Tensor]) -> list[np.ndarray]:
+    """Input codes of the blocks' calls as they stand in the graph."""
+    blocks = [module.block for module in exported.blocks if module.block.limits is not None]
+    return [exported.engine.stored(block, c) for block, c in zip(blocks, codes)]
 
 
 def _cut(exported: Exported, codes: list[np.ndarray], out: Path) -> tuple[dict[str, np.ndarray], list[str]]:
@@ -173,8 +174,6 @@ def _cut(exported: Exported, codes: list[np.ndarray], out: Path) -> tuple[dict[s
     layers = block_layers(graph.node, exported.blocks)
     cuts = [_codes_of(node, makers) for node, module in layers if module.block.limits is not None]
     for number, ((reader, name), array) in enumerate(zip(cuts, codes)):
-        if array.dtype == np.int8 and exported.blocks[0].block.profile == 'onnxruntime':
-            array = (array.astype(np.int16) + SIGNED_ZERO).astype(np.uint8)
         feed, kind = f'codes_{number}', onnx.helper.np_dtype_to_tensor_dtype(array.dtype)
         reader.input[0] = feed
         feeds[feed] = array

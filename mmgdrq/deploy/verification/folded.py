@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ...errors import FoldError
 from ..engines.requantized_output import without_simulation
+from ..folding.folded_layers import FoldedLayer
 
 TOLERANCE = 1e-4
 """Largest accepted difference, relative to the largest output of the block."""
@@ -39,7 +40,7 @@ def compare_blocks(model: nn.Module, folded: nn.Module, run: Callable[[nn.Module
     return comparison.errors
 
 
-def check_blocks(errors: dict[str, float], entries: dict[str, dict], tolerance: float = TOLERANCE) -> None:
+def check_blocks(errors: dict[str, float], entries: dict[str, FoldedLayer], tolerance: float = TOLERANCE) -> None:
     """Raise where a block differs, or where no block was compared.
 
     Raises:
@@ -50,7 +51,7 @@ def check_blocks(errors: dict[str, float], entries: dict[str, dict], tolerance: 
     worst = max(errors, key=lambda name: errors[name] if errors[name] == errors[name] else float('inf'))
     if not errors[worst] <= tolerance:
         raise FoldError(
-            f'verify: the folded {worst} (BN: {entries[worst]["norm"]}) differs from the quantized one by '
+            f'verify: the folded {worst} (BN: {entries[worst].norm}) differs from the quantized one by '
             f'{errors[worst]:.2e} of its largest output, accepted are {tolerance:.0e}. Nothing was written'
         )
 
@@ -62,7 +63,7 @@ class _Comparison:
         self.handles: list = []
         modules, copies = dict(model.named_modules()), dict(folded.named_modules())
         for name, entry in folded.gdrq_folded.items():
-            norm = entry['norm']
+            norm = entry.norm
             self._on(modules[name], self._after_layer(name, norm, copies[name]))
             if norm:
                 self._on(modules[norm], self._after_norm(name, norm, copies[norm]))

@@ -10,39 +10,34 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mmgdrq_runtime.engines import REFERENCE, check_engine, is_installed
-
 from ...errors import ExportError
-from ..export.exported import Exported
+from ..engines.base import runner_of
+from ..export.exported import Axes, Exported
+from ..export.writer import BATCH, SIZE
 from .codes import check_codes, compare_codes
 
-Axes = frozenset[int]
-BATCH: Axes = frozenset({0})
-SIZE: Axes = frozenset({2, 3})
 LARGER = ((32, 64), (128, 256))
 """How much higher and wider other images are, in pixels; some networks need multiples of a large number."""
 
 
 @torch.no_grad()
-def right_axes(exported: Exported, profile: str, free: Axes) -> Axes:
+def right_axes(exported: Exported) -> Axes:
     """Those free axes of a graph along which it computes on other inputs what torch computes there.
 
     Args:
-        exported: a part and its graph.
-        profile: of the graph.
-        free: axes of the input that are free in the graph, of :data:`BATCH` and :data:`SIZE`. They stay as they are
-            where the graph is wrong on the sample, too.
+        exported: a part and its graph. Its axes stay as they are where the graph is wrong on the sample, too.
     """
-    if not free or _is_right(exported, profile, free) or not _computes(exported, profile):
+    free = exported.free
+    if not free or _is_right(exported, free) or not _computes(exported):
         return free
-    right = frozenset().union(*(axes for axes in (BATCH, SIZE) if axes < free and _is_right(exported, profile, axes)))
+    right = frozenset().union(*(axes for axes in (BATCH, SIZE) if axes < free and _is_right(exported, axes)))
     return right if right != free else BATCH  # each right by itself, but not both
 
 
-def _is_right(exported: Exported, profile: str, axes: Axes) -> bool:
+def _is_right(exported: Exported, axes: Axes) -> bool:
     """Whether the graph is right on an input that differs from the sample in these axes."""
     other = _other_input(exported, axes)
-    return other is not None and _computes(replace(exported, example=other), profile)
+    return other is not None and _computes(replace(exported, example=other))
 
 
 def _other_input(exported: Exported, axes: Axes) -> Optional[Tensor]:
@@ -66,13 +61,11 @@ def _runs(exported: Exported, x: Tensor) -> bool:
     return True
 
 
-def _computes(exported: Exported, profile: str) -> bool:
+def _computes(exported: Exported) -> bool:
     """Whether an engine gets torch's codes and results from the example."""
-    own = is_installed(profile)
-    engine = profile if own else REFERENCE
-    check_engine(engine)
+    runner, own = runner_of(exported.engine)
     try:
-        check_codes(compare_codes(exported, engine, optimize=own), engine, exported.path)
+        check_codes(compare_codes(exported, runner.name, optimize=own), runner.name, exported.path)
     except ExportError:
         return False
     return True

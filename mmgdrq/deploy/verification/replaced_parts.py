@@ -1,4 +1,4 @@
-"""Does a model give its own results with its parts taken out and plugged in again, as an engine would be?"""
+"""Check that a model gives its own results where a function replaces its dense parts, as an engine will."""
 
 import copy
 from collections.abc import Callable, Iterator
@@ -14,8 +14,10 @@ from ...quantized_model.dense_parts import IN_TORCH, Call, Part, parts_of, run_p
 
 
 @torch.no_grad()
-def check_plugging(model: nn.Module, parts: list[Part], run: Callable[[nn.Module], object], expected: object) -> None:
-    """Run a copy of a model in which torch computes the parts through the plugs.
+def check_replaced_parts(
+    model: nn.Module, parts: list[Part], run: Callable[[nn.Module], object], expected: object
+) -> None:
+    """Run a copy of a model in which functions that run torch replace the parts.
 
     Args:
         model: a folded model.
@@ -26,11 +28,11 @@ def check_plugging(model: nn.Module, parts: list[Part], run: Callable[[nn.Module
     Raises:
         ExportError: the model fails or has other results.
     """
-    kind, plugged = type(model).__name__, copy.deepcopy(model)
-    for part, place in zip(parts, parts_of(plugged)):
-        place.replace_by(_in_torch(part))
+    kind, replaced = type(model).__name__, copy.deepcopy(model)
+    for part, other in zip(parts, parts_of(replaced)):
+        other.replace_by(_in_torch(part))
     try:
-        found = run(plugged)
+        found = run(replaced)
     except ExportError:
         raise
     except Exception as error:  # whatever a model raises that needs more of a part than its results

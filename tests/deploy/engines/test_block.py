@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from mmgdrq.deploy.engines.kernels import count_kernels
+from mmgdrq.deploy.engines import find_engine
+from mmgdrq.deploy.engines.base import Requantization
 from mmgdrq.deploy.verification.codes import CodeErrors, check_codes, compare_codes
 from mmgdrq.errors import ExportError
 from mmgdrq_runtime.engines import open_engine
@@ -26,7 +27,7 @@ def test_codes_agree_and_every_layer_is_an_integer_kernel(folded, tmp_path, engi
     assert errors.codes == sum(2 * n for n in (3 * 256, 8 * 256, 8 * 256, 16 * 64, 8 * 36, 8 * 36))
     assert errors.different == 0
     assert errors.results < 1e-5
-    assert count_kernels(engine, exported.path) == (6, 0)
+    assert find_engine(engine).count_kernels(exported.path) == (6, 0)
 
 
 @pytest.mark.parametrize('engine', ['onnxruntime', 'openvino'])
@@ -45,7 +46,10 @@ def test_a_filter_without_products_keeps_its_bias(tmp_path, engine, gamma, zero)
     exported = exported_of((folded, x), tmp_path, engine)
     assert compare_codes(exported, engine).different == 0
     blocks = {module.block.name: module for module in exported.blocks}
-    assert blocks['inner'].offset()[0].item() == pytest.approx(0.8, rel=1e-5)
+    inner, zeros = blocks['inner'], torch.zeros(1, 8, 3, 3)
+    grid = inner.output.grid
+    expected = grid.scale * round(0.8 / grid.scale) if grid else 0.8
+    assert inner(zeros)[0, 0].flatten().tolist() == pytest.approx([expected] * 9, rel=1e-5)
     results = open_engine(engine, exported.path)(x.numpy())
     assert results[0][:, 1] == pytest.approx(-0.7, rel=1e-5)
 
@@ -97,7 +101,7 @@ def test_the_grid_of_one_reader_does_not_change_what_another_reads(tmp_path):
     folded = trained_fold(model, x, weight=dict(bits=8), activation=dict(bits=8))
     exported = exported_of((folded, x), tmp_path, 'onnxruntime')
     shared = next(module for module in exported.blocks if module.block.name == 'shared')
-    assert shared.rounds
+    assert shared.output.own
     assert compare_codes(exported, 'onnxruntime').different <= 1
     with torch.no_grad():
         expected, found = folded(x), exported.part.module(x)
@@ -115,11 +119,11 @@ def test_a_missing_engine_is_one_error(folded, tmp_path, monkeypatch):
 def test_results_that_stay_in_the_network_are_on_8_bit_grids(folded, tmp_path):
     exported = exported_of(folded, tmp_path, 'onnxruntime')
     blocks = {module.block.name: module for module in exported.blocks}
-    assert {name for name, module in blocks.items() if module.ends} == {'head', 'other'}
+    assert {name for name, module in blocks.items() if module.output.in_float} == {'head', 'other'}
     # stem and inner meet in an addition, pooled has two readers, wide takes the grid of its only reader
-    assert {name for name, module in blocks.items() if module.result} == {'stem', 'inner', 'wide', 'pooled'}
-    assert blocks['wide'].result.scale == blocks['pooled'].block.step.item()
-    assert all(module.result is None for module in exported_of(folded, tmp_path, 'openvino').blocks)
+    assert {name for name, module in blocks.items() if module.output.grid} == {'stem', 'inner', 'wide', 'pooled'}
+    assert blocks['wide'].output.grid.scale == blocks['pooled'].block.step.item()
+    assert all(module.output.grid is None for module in exported_of(folded, tmp_path, 'openvino').blocks)
 
 
 class Pyramid(Net):
@@ -138,15 +142,15 @@ def test_a_level_that_leaves_is_not_rounded_though_it_is_read_inside(tmp_path):
     folded = trained_fold(model, x, weight=dict(bits=2), activation=dict(bits=4))
     exported = exported_of((folded, x), tmp_path, 'onnxruntime')
     blocks = {module.block.name: module for module in exported.blocks}
-    assert {name for name, module in blocks.items() if module.ends} == {'pooled', 'head'}
-    assert not any(module.rounds for module in exported.blocks)
-    assert count_kernels('onnxruntime', exported.path) == (4, 0)
+    assert {name for name, module in blocks.items() if module.output.in_float} == {'pooled', 'head'}
+    assert not any(module.output.own for module in exported.blocks)
+    assert find_engine('onnxruntime').count_kernels(exported.path) == (4, 0)
 
 
 def test_a_wrong_block_is_found(folded, tmp_path):
     exported = exported_of(folded, tmp_path, 'onnxruntime')
     inner = next(module for module in exported.blocks if module.block.name == 'inner')
-    inner.block = dataclasses.replace(inner.block, offset=inner.block.offset + 3 * inner.result.scale)
+    inner.block = dataclasses.replace(inner.block, offset=inner.block.offset + 3 * inner.output.grid.scale)
     errors = compare_codes(exported, 'onnxruntime')
     assert errors.worst == 'wide'
     assert errors.share > 0.01
@@ -186,7 +190,7 @@ def test_other_forms_compute_nearly_the_same(folded, tmp_path, engine):
         block = next(module for module in exported.blocks if module.block.name == 'wide').block
         y = torch.rand(1, 8, 4, 4) * low_bit.input_codes.step * 15
         expected = low_bit(y)
-        error = (block.rescale(block.multiply(block.encode(y)), block.offset) - expected).abs().max()
+        error = (find_engine(engine).compute(block, y, Requantization(in_float=True)) - expected).abs().max()
         assert error <= tolerance * low_bit.input_codes.step * 15 * 8 * low_bit.scale.max() + 1e-6
-    assert count_kernels(engine, exported_of(folded, tmp_path, engine, 'float').path) == (0, 6)
-    assert count_kernels(engine, exported_of(folded, tmp_path, engine, 'int8').path) == (6, 0)
+    assert find_engine(engine).count_kernels(exported_of(folded, tmp_path, engine, 'float').path) == (0, 6)
+    assert find_engine(engine).count_kernels(exported_of(folded, tmp_path, engine, 'int8').path) == (6, 0)

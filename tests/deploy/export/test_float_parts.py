@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from mmgdrq.deploy.engines.kernels import count_kernels
+from mmgdrq.deploy.engines import find_engine
 from mmgdrq.deploy.verification.codes import compare_codes
 from mmgdrq_runtime.engines import open_engine
 from tests.helpers.networks import Net, Stack, exported_of, trained_fold
@@ -37,7 +37,7 @@ def test_layers_without_an_integer_form_are_exported_in_float(tmp_path, engine):
         delattr(model, name)
     folded = trained_fold(model, x, rules=[dict(pattern='*', weight=dict(bits=2), activation=dict(bits=4))])
     exported = exported_of((folded, x), tmp_path, engine)
-    assert count_kernels(engine, exported.path)[0] == len(exported.blocks) == 2
+    assert find_engine(engine).count_kernels(exported.path)[0] == len(exported.blocks) == 2
     assert compare_codes(exported, engine).share < 1e-3
     found = torch.from_numpy(open_engine(engine, exported.path)(x.numpy())[0])
     expected = folded(x).detach()

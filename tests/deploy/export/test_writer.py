@@ -10,7 +10,7 @@ from torch import nn
 
 import mmgdrq
 from mmgdrq.deploy import plug_engine, save_folded
-from mmgdrq.deploy.export.writer import export
+from mmgdrq.deploy.deployment import export
 from mmgdrq.errors import CheckpointError, ExportError
 from mmgdrq.openmmlab.deployed_config import parse_config
 from mmgdrq_runtime.engines import open_engine

@@ -6,8 +6,8 @@ from torch import nn
 
 import mmgdrq
 from mmgdrq.deploy import load_folded, save_folded
-from mmgdrq.deploy.export.writer import export
-from mmgdrq.deploy.folding.affine_inputs import GRID, AffineCodes
+from mmgdrq.deploy.deployment import export
+from mmgdrq.deploy.folding.affine_inputs import AffineCodes
 from mmgdrq.errors import ConfigError, ExportError
 from tests.layers.test_affine_quantizer import AFFINE, images, network
 
@@ -44,10 +44,10 @@ def test_folded_equals_quantized(bits):
     with torch.no_grad():
         torch.testing.assert_close(folded(x), model(x), rtol=1e-5, atol=1e-5)
     entries = folded.gdrq_folded
-    assert entries['depthwise.0'][GRID] == [6, 2]
-    assert entries['second'][GRID] == [12, 2]
-    assert bits == 4 or entries['pointwise.0'][GRID] == [0, 2]
-    assert GRID not in entries['head'], 'what a ReLU leaves is unsigned'
+    assert entries['depthwise.0'].input_grid == (6, 2)
+    assert entries['second'].input_grid == (12, 2)
+    assert bits == 4 or entries['pointwise.0'].input_grid == (0, 2)
+    assert entries['head'].input_grid is None, 'what a ReLU leaves is unsigned'
 
 
 def test_all_inputs_and_weights_are_integers():

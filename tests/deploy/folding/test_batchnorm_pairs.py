@@ -223,8 +223,8 @@ def test_without_an_example_only_what_the_code_guarantees():
 def test_given_pairs_are_used():
     net = ready(Net(), IMAGE)
     folded = assert_folds_blockwise(net, {'conv1': 'bn1'})
-    assert folded.gdrq_folded['conv1']['norm'] == 'bn1'
-    assert folded.gdrq_folded['conv2']['norm'] is None
+    assert folded.gdrq_folded['conv1'].norm == 'bn1'
+    assert folded.gdrq_folded['conv2'].norm is None
 
 
 def assert_folds_blockwise(net, pairs):
@@ -286,7 +286,7 @@ def test_tied_parameters(example):
     net = ready(Tied(), IMAGE)
     folded = mmgdrq.fold(net, example)
     assert len(folded.gdrq_folded) == 2
-    assert all((entry['norm'] is None) is (example is None) for entry in folded.gdrq_folded.values())
+    assert all((entry.norm is None) is (example is None) for entry in folded.gdrq_folded.values())
     expected = net(IMAGE)
     assert float((folded(IMAGE) - expected).detach().abs().max()) < 1e-5 * float(expected.detach().abs().max())
     assert net.conv2.weight is net.conv1.weight

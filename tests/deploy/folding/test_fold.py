@@ -30,7 +30,7 @@ def test_conv_and_norm(conv, group_size, signed):
     net = ready(block(nn.Conv2d(4, 6, 3, **CONVS[conv])), x, dict(bits=3, group_size=group_size))
     assert bool(net[0].activation_quantizer.signed) is signed
     folded = assert_folds(net, x)
-    assert folded.gdrq_folded['0']['norm'] == '1'
+    assert folded.gdrq_folded['0'].norm == '1'
     low, high = folded[0].input_codes.limits
     codes = folded[0].input_codes(x)
     assert torch.equal(codes, codes.round())
@@ -45,7 +45,7 @@ def test_bits_grids_and_rules(bits, grid, rule):
     weight = dict(bits=bits, grid=grid, range=rule, group_size=2)
     net = ready(block(nn.Conv2d(4, 6, 3)), IMAGE, weight, dict(bits=bits, range=rule))
     folded = assert_folds(net, IMAGE)
-    weight, stored = folded[0].weight.detach(), folded.gdrq_folded['0']['weight_bits']
+    weight, stored = folded[0].weight.detach(), folded.gdrq_folded['0'].weight_bits
     assert stored == 8, 'the layer reads the image'
     odd = bool((weight % 2 == 1).all())
     assert not odd, 'odd integers of 8 bits do not fit int8'
@@ -80,7 +80,7 @@ def test_zero_weights_and_zero_gamma():
 def test_linear_and_norm():
     x = torch.randn(8, 10)
     folded = assert_folds(ready(block(nn.Linear(10, 6), nn.BatchNorm1d), x), x)
-    assert folded.gdrq_folded['0']['norm'] == '1'
+    assert folded.gdrq_folded['0'].norm == '1'
 
 
 def test_sync_norm():
@@ -91,7 +91,7 @@ def test_sync_norm():
     net[1].eval()
     net(IMAGE)
     randomize_norms(net)
-    assert assert_folds(net.eval(), IMAGE).gdrq_folded['0']['norm'] == '1'
+    assert assert_folds(net.eval(), IMAGE).gdrq_folded['0'].norm == '1'
 
 
 def test_norm_without_affine_parameters():
@@ -107,7 +107,7 @@ def test_norm_without_running_statistics(example):
     net = ready(nn.Sequential(nn.Conv2d(4, 6, 3)), IMAGE)
     net.append(nn.BatchNorm2d(6, track_running_stats=False))
     folded = mmgdrq.fold(net.eval(), example)
-    assert folded.gdrq_folded['0']['norm'] is None
+    assert folded.gdrq_folded['0'].norm is None
     assert torch.allclose(folded(IMAGE), net(IMAGE), atol=1e-5)
     with pytest.raises(FoldError, match=r'fold: 1, the BN of 0, has no running statistics'):
         mmgdrq.fold(net, pairs={'0': '1'})
@@ -121,7 +121,7 @@ def test_no_norm(kind, bias):
     else:
         layer, x = nn.Linear(10, 6, bias=bias), torch.randn(2, 3, 10)
     folded = assert_folds(ready(nn.Sequential(layer), x, dict(bits=2, group_size=4)), x)
-    assert folded.gdrq_folded['0']['norm'] is None
+    assert folded.gdrq_folded['0'].norm is None
     assert folded[0].scale.shape == (6,)
     assert (folded[0].offset is not None) is bias
 
@@ -132,8 +132,8 @@ def test_a_float_weight_or_input(norm):
         net = nn.Sequential(nn.Conv2d(4, 6, 3), nn.BatchNorm2d(6) if norm else nn.Identity())
         ready(net, IMAGE, dict(bits=weight), dict(bits=activation))
         folded = assert_folds(net, IMAGE)
-        assert folded.gdrq_folded['0']['weight_bits'] == (32 if weight == 32 else 8)
-        assert (folded.gdrq_folded['0']['input'] is None) is (activation == 32)
+        assert folded.gdrq_folded['0'].weight_bits == (32 if weight == 32 else 8)
+        assert (folded.gdrq_folded['0'].input is None) is (activation == 32)
 
 
 @pytest.mark.parametrize('bits', [2, 4, 8])
@@ -186,4 +186,4 @@ def test_a_norm_over_tokens_does_not_carry_the_scale_of_filters(filters):
     """BN of (N, L, C) normalizes L, whatever the size of C."""
     x = torch.randn(3, 6, 10)
     folded = assert_folds(ready(nn.Sequential(nn.Linear(10, filters), nn.BatchNorm1d(6)), x), x)
-    assert folded.gdrq_folded['0']['norm'] is None
+    assert folded.gdrq_folded['0'].norm is None

@@ -9,8 +9,9 @@ import torch.nn.functional as F
 from torch import nn
 
 import mmgdrq
-from mmgdrq.deploy.export.writer import export
-from mmgdrq.deploy.verification.free_axes import BATCH, SIZE, right_axes
+from mmgdrq.deploy.deployment import export
+from mmgdrq.deploy.export.writer import BATCH, SIZE
+from mmgdrq.deploy.verification.free_axes import right_axes
 from mmgdrq.errors import ExportError, InputError
 from mmgdrq_runtime.engines import open_engine
 
@@ -86,7 +87,7 @@ def test_a_graph_that_is_wrong_on_the_sample_keeps_its_axes(tmp_path):
     pytest.importorskip('onnxruntime', reason='onnxruntime is not installed')
     found = exported(nothing, tmp_path, 'onnxruntime')
     found.blocks[1].block = dataclasses.replace(found.blocks[1].block, offset=found.blocks[1].block.offset + 1)
-    assert right_axes(found, 'onnxruntime', BATCH | SIZE) == BATCH | SIZE
+    assert right_axes(found) == found.free == BATCH | SIZE
 
 
 def errors_of(found, engine, x):

@@ -2,17 +2,7 @@
 
 import pytest
 
-from mmgdrq.deploy.engines.kernels import count_kernels
 from mmgdrq.deploy.verification.latency import interleave, speedup
-from mmgdrq.errors import ExportError
-
-pytest.importorskip('onnx', reason='onnx is not installed')
-pytest.importorskip('onnxruntime', reason='onnxruntime is not installed')
-
-
-def test_kernels_of_an_unknown_engine(tmp_path):
-    with pytest.raises(ExportError, match=r"'tflite' is unknown\. Expected one of onnxruntime, openvino"):
-        count_kernels('tflite', tmp_path / 'x.onnx')
 
 
 def test_interleaved_times():

@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from mmengine.registry import MODELS
 from torch import nn
 
-from mmgdrq.deploy import is_deployed, load_folded
+from mmgdrq.deploy import deployment, is_deployed, load_folded
 from mmgdrq.errors import CheckpointError, ConfigError, ExportError
-from mmgdrq.openmmlab.commands import deployment as job
+from mmgdrq.openmmlab.commands.deploy import deploy_runner
 from tests.helpers.toy import ToyModel, toy_config, toy_runner
 from tests.reliability.deploying import ToyClassifier
 
@@ -72,7 +72,7 @@ def runner_of(trained, tmp_path):
 
 def test_a_model_with_stored_weights(runner_of, tmp_path):
     runner = runner_of('ToyUp')
-    report = job.deploy(runner, str(tmp_path / 'out'), test=True)
+    report = deploy_runner(runner, str(tmp_path / 'out'), test=True)
     assert report.layers == 4
     assert report.metrics['folded'] == pytest.approx(report.metrics['quantized'], rel=1e-5)
     x = torch.randn(2, 3, 8, 8)
@@ -82,18 +82,18 @@ def test_a_model_with_stored_weights(runner_of, tmp_path):
 
 def test_what_was_written_wrongly_replaces_nothing(runner_of, tmp_path, monkeypatch):
     out = tmp_path / 'out'
-    job.deploy(runner_of('ToyUp'), str(out))
+    deploy_runner(runner_of('ToyUp'), str(out))
     earlier = (out / 'weights.safetensors').read_bytes()
-    right = job.load_folded
+    right = deployment.load_folded
 
     def wrong(*args):
         model = right(*args)
         model.head.weight.data += 1
         return model
 
-    monkeypatch.setattr(job, 'load_folded', wrong)
+    monkeypatch.setattr(deployment, 'load_folded', wrong)
     with pytest.raises(RuntimeError, match=r'head\.weight was not written as it is in memory'):
-        job.deploy(runner_of('ToyModel'), str(out))
+        deploy_runner(runner_of('ToyModel'), str(out))
     assert is_deployed(out)
     assert (out / 'weights.safetensors').read_bytes() == earlier
     assert not list(tmp_path.glob('.out*')), 'nothing half-written is left'
@@ -107,7 +107,7 @@ def test_the_float_graph_is_timed_without_further_checks(runner_of, tmp_path, mo
     for rounds in (0, 1):
         monkeypatch.setattr(ToyOneByOne, 'tests', 0)
         with pytest.warns(UserWarning, match='runs one input at a time') as warned:
-            report = job.deploy(runner_of('ToyOneByOne'), out, profiles=['onnxruntime'], rounds=rounds)
+            report = deploy_runner(runner_of('ToyOneByOne'), out, engines=['onnxruntime'], rounds=rounds)
         counts.append((ToyOneByOne.tests, sum('one input at a time' in str(w.message) for w in warned)))
     assert counts[0] == counts[1]
     assert report.graphs[0].speedup > 0
@@ -126,7 +126,7 @@ REFUSALS = {
     'negative rounds': (dict(rounds=-1), ConfigError, r'--rounds -1: expected 0'),
     'float weights alone': (dict(float_checkpoint='x.pth'), ConfigError, '--float: needs --evaluate'),
     'a place that is taken': (dict(out='taken'), CheckpointError, 'is not a deployed model'),
-    'no seam': (dict(profiles=['openvino']), ExportError, 'ToyModel has neither rpn_head'),
+    'no dense parts': (dict(engines=['openvino']), ExportError, 'ToyModel has neither rpn_head'),
 }
 
 
@@ -137,7 +137,7 @@ def test_it_is_refused_before_the_work(tmp_path, monkeypatch, case):
     (tmp_path / 'taken').mkdir()
     (tmp_path / 'taken/file').touch()
     with pytest.raises(error, match=match):
-        job.deploy(Untouched(ToyModel()), **{'out': 'out', **options})
+        deploy_runner(Untouched(ToyModel()), **{'out': 'out', **options})
     assert not (tmp_path / 'out').exists()
 
 
@@ -147,10 +147,10 @@ def test_it_is_refused_before_the_work(tmp_path, monkeypatch, case):
 def test_a_missing_package_is_reported_before_the_work(tmp_path, monkeypatch, package, profile):
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(ExportError, match=f'pip install {package}`'):
-        job.deploy(Untouched(ToyClassifier()), str(tmp_path / 'out'), profiles=[profile])
+        deploy_runner(Untouched(ToyClassifier()), str(tmp_path / 'out'), engines=[profile])
 
 
 def test_an_empty_directory_is_filled(runner_of, tmp_path):
     (tmp_path / 'out').mkdir()
-    job.deploy(runner_of('ToyModel'), str(tmp_path / 'out'))
+    deploy_runner(runner_of('ToyModel'), str(tmp_path / 'out'))
     assert is_deployed(tmp_path / 'out')
