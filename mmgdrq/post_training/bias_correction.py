@@ -41,7 +41,7 @@ def correct_bias(model: nn.Module, run: Callable[[], Any]) -> int:
     def correct(module: nn.Module, mean: Tensor) -> Tensor:
         """The error of the mean, which goes into the module."""
         error = mean - once[module] if module in once else torch.zeros_like(mean)
-        target = module.running_mean if isinstance(module, _BatchNorm) else module.bias.data
+        target: Any = module.running_mean if isinstance(module, _BatchNorm) else module.bias.data
         target.add_(error if isinstance(module, _BatchNorm) else -error)
         return error
 

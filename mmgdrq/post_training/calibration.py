@@ -144,7 +144,8 @@ def _look_at(model: nn.Module, run: Run, batches: Iterable, reconstruct: bool) -
     count = 0
     set_stage(model, 'float')
     try:
-        with collecting(model) as statistics, collecting_moments(model) if reconstruct else nullcontext([]) as moments:
+        looking: Any = collecting_moments(model) if reconstruct else nullcontext([])
+        with collecting(model) as statistics, looking as moments:
             for batch in batches:
                 run(model, batch)
                 count += 1

@@ -7,7 +7,7 @@ the inputs. It needs these moments only: no labels, no gradients, no stored acti
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Optional
+from typing import Any, Optional
 
 import torch
 import torch.nn.functional as F
@@ -49,7 +49,7 @@ class SecondMoments:
         """What the filters of each group meet, shape ``(groups, size, positions)``."""
         if not isinstance(self.layer, nn.Conv2d):
             return x.reshape(-1, x.shape[-1]).T.unsqueeze(0)
-        conv = self.layer
+        conv: Any = self.layer  # torch says of its padding that it may be a text
         columns = F.unfold(x, conv.kernel_size, conv.dilation, conv.padding, conv.stride)
         return columns.reshape(self.groups, -1, columns.shape[-1])
 

@@ -5,7 +5,7 @@ dequantized again and go through the same kernels.
 """
 
 from dataclasses import replace
-from typing import Optional, Union
+from typing import Any, Optional, Union
 
 import torch
 import torch.nn.functional as F
@@ -53,11 +53,15 @@ def _split(tensor: Tensor, operand: Operand) -> tuple[Tensor, Optional[Encoded]]
 class _Quantized(Function):
     """Saving and restoring of the operands; a subclass defines ``compute`` and ``gradients``."""
 
+    compute: Any
+    gradients: Any
+
     @classmethod
     def run(cls, ctx, x, weight, bias, inputs, filters, geometry) -> Tensor:
         y = cls.compute(_values(x, inputs), _values(weight, filters), bias, *geometry)
-        ctx.codes, kept = zip(_kept(x, inputs), _kept(weight, filters))
-        ctx.save_for_backward(*kept[0], *kept[1])
+        (of_x, kept_x), (of_weight, kept_weight) = _kept(x, inputs), _kept(weight, filters)
+        ctx.codes = of_x, of_weight
+        ctx.save_for_backward(*kept_x, *kept_weight)
         ctx.dtypes = [t.dtype for t in (x, weight)] + [None if bias is None else bias.dtype]
         ctx.geometry, ctx.dtype = geometry, y.dtype
         return y
@@ -110,7 +114,7 @@ class _Linear(_Quantized):
         y = _Linear.run(ctx, *args)
         # F.linear gives a view for inputs of more than two dimensions, and autograd forbids to change a view that a
         # Function returns in place, as an in-place ReLU does: the same memory, but no view
-        return y if y._base is None else y.new_empty(0).set_(y)
+        return y if y._base is None else y.new_empty(0).set_(y)  # type: ignore[call-overload]  # torch has it
 
     @staticmethod
     def backward(ctx, grad):
@@ -138,11 +142,11 @@ def _kept(tensor: Tensor, operand: Optional[Encoded]) -> tuple[Optional[Kept], l
     """What is kept of an operand without its tensors, and these, for autograd to keep."""
     if operand is None:
         return None, [tensor]
-    codes = operand.codes
+    codes: Any = operand.codes
     return replace(codes, **dict.fromkeys(codes.tensors)), [getattr(codes, name) for name in codes.tensors]
 
 
-def _restored(codes: Optional[Kept], saved: list) -> Union[Tensor, Kept]:
+def _restored(codes: Any, saved: list) -> Union[Tensor, Kept]:
     """The reverse; takes its tensors from the front of ``saved``."""
     if codes is None:
         return saved.pop(0)

@@ -10,7 +10,7 @@ import io
 import re
 from collections.abc import Iterable, Iterator, Sequence, Sized
 from pathlib import Path
-from typing import Optional, cast
+from typing import Any, Optional, cast
 
 import torch
 from mmengine.config import Config
@@ -83,7 +83,7 @@ def main(arguments: Optional[Sequence[str]] = None) -> None:
 
 
 def calibrate_checkpoint(
-    cfg: Config, checkpoint: str, out: Path, split: str, images: int, **options: bool
+    cfg: Config, checkpoint: str, out: Path, split: str, images: int, **options: Any
 ) -> CalibrationReport:
     """Write a quantized checkpoint for a config.
 
