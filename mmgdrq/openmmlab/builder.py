@@ -1,7 +1,7 @@
 """``mmgdrq.Quantized``: build any registered model and quantize it, from one flat config."""
 
 from collections.abc import Mapping
-from typing import Any, Optional
+from typing import Any, Callable, Optional, Union
 
 import torch
 from mmengine.logging import MMLogger
@@ -16,6 +16,7 @@ from ..layers.walk import all_modules
 from ..quantized_model.stages import need_leader
 from ..quantized_model.state import state_of
 from ..registry import MODELS
+from .config_parts import class_name
 from .plan_log import log_plan
 
 QUANT_KEYS = [key for key in KEYS if key not in ('scale_clip', 'distill')]
@@ -26,7 +27,11 @@ for layer in (Conv1d, Conv2d, Conv3d, ConvTranspose1d, ConvTranspose2d, ConvTran
 
 
 @MODELS.register_module(name='Quantized')
-def build_quantized(base_type: Optional[str] = None, quant: Optional[Mapping[str, Any]] = None, **model) -> nn.Module:
+def build_quantized(
+    base_type: Union[str, Callable[..., nn.Module], None] = None,
+    quant: Optional[Mapping[str, Any]] = None,
+    **model,
+) -> nn.Module:
     """Build the model ``base_type`` and quantize it.
 
     The result is an instance of ``base_type`` itself, so everything that reads the config or the model
@@ -36,7 +41,8 @@ def build_quantized(base_type: Optional[str] = None, quant: Optional[Mapping[str
     ``stages`` that nothing leads through them refuses to train.
 
     Args:
-        base_type: registered name of the float model, such as ``'FasterRCNN'``; it must be given.
+        base_type: registered name of the float model, such as ``'FasterRCNN'``, or its class, as configs in the pure
+            Python style have it; it must be given.
         quant: ``weight``, ``activation``, ``rules``, ``stages``, ``execution`` and ``deploy`` as for
             :func:`mmgdrq.quantize` and :class:`mmgdrq.GDRQHook`.
         **model: the other keys of the float model's config.
@@ -50,9 +56,10 @@ def build_quantized(base_type: Optional[str] = None, quant: Optional[Mapping[str
     for key in quant:
         if key not in QUANT_KEYS:
             raise unknown_key('model.quant', key, QUANT_KEYS)
-    if not isinstance(base_type, str):
+    if not isinstance(base_type, str) and not callable(base_type):
         raise ConfigError(
-            f"model.base_type: expected the registered name of the float model, such as 'FasterRCNN', got {base_type!r}"
+            "model.base_type: expected the registered name of the float model, such as 'FasterRCNN', or its class, "
+            f'got {base_type!r}'
         )
     config = QuantConfig.from_config(quant, 'model.quant')
     built = _build_float(base_type, model)
@@ -64,7 +71,7 @@ def build_quantized(base_type: Optional[str] = None, quant: Optional[Mapping[str
     return built
 
 
-def _build_float(base_type: str, config: Mapping[str, Any]) -> nn.Module:
+def _build_float(base_type: Union[str, Callable[..., nn.Module]], config: Mapping[str, Any]) -> nn.Module:
     try:
         return MMENGINE_MODELS.build({'type': base_type, **config})
     except TypeError as error:
@@ -72,7 +79,7 @@ def _build_float(base_type: str, config: Mapping[str, Any]) -> nn.Module:
             if key in config and f"unexpected keyword argument '{key}'" in str(error):
                 raise ConfigError(
                     f'model.{key}: belongs into model.quant: quant=dict({key}=...). Beside it are the keys of '
-                    f'{base_type}, which has no {key}'
+                    f'{class_name(base_type)}, which has no {key}'
                 ) from error
         raise
 

@@ -2,6 +2,11 @@
 
 from typing import Any
 
+from mmengine.config.lazy import LazyAttr, LazyObject
+
+TYPES = ('type', 'base_type')
+"""Keys whose value is a class or its name."""
+
 WEIGHTS = ('pretrained', 'teacher_ckpt')
 """Keys by which some models load weights while they are built."""
 
@@ -16,6 +21,21 @@ def class_name(kind: Any) -> str:
     'GDRQHook'
     """
     return kind.__name__ if isinstance(kind, type) else str(kind).split('.')[-1]
+
+
+def name_types(part: Any) -> None:
+    """Let the types in a config of mmengine's pure Python style be names, in place, as they are in all other configs.
+
+    Such a name is the path of the class, which mmengine builds as well. Other imported values stay as they are.
+
+    Args:
+        part: dicts and lists of a config, however deep.
+    """
+    for key, value in list(dict.items(part) if isinstance(part, dict) else enumerate(part)):
+        if key in TYPES and isinstance(value, (LazyAttr, LazyObject)):
+            part[key] = f'{value.module}.{value}'
+        elif isinstance(value, (dict, list, tuple)):
+            name_types(value)
 
 
 def registered(registry: Any, kind: Any) -> Any:
@@ -41,8 +61,10 @@ def without_weights(part: Any) -> Any:
     {'pretrained': None, 'neck': {'init_cfg': None}}
     """
     if isinstance(part, dict):
-        kept = {key: None if key in WEIGHTS or _loads(value) else without_weights(value) for key, value in part.items()}
-        return type(part)(kept)
+        items = dict.items(part)  # not those of ConfigDict, which imports what is imported lazily
+        return type(part)(
+            {key: None if key in WEIGHTS or _loads(value) else without_weights(value) for key, value in items}
+        )
     if isinstance(part, (list, tuple)):
         return type(part)([without_weights(item) for item in part if not _loads(item)])
     return part

@@ -16,8 +16,8 @@ from mmengine.config.utils import MODULE2PACKAGE
 from mmengine.registry import Registry
 
 from ..errors import CheckpointError
+from .config_parts import TYPES
 
-TYPE_KEYS = ('type', 'base_type')
 UNREGISTERED = {
     'nms': ('nms', 'soft_nms', 'nms_match', 'nms_quadri', 'nms_rotated'),
     'roi_layer': ('RoIAlign', 'RoIAlignRotated', 'RoIPool', 'SimpleRoIAlign'),
@@ -70,7 +70,7 @@ def _is_trusted(package: Any) -> bool:
 
 def _names_in(part: Any, parent: str = '') -> Iterator[str]:
     for key, value in _items(part):
-        if key in TYPE_KEYS and isinstance(value, str):
+        if key in TYPES and isinstance(value, str):
             if not any(parent.endswith(part) and value in known for part, known in UNREGISTERED.items()):
                 yield value
         else:

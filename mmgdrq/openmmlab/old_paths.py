@@ -1,8 +1,10 @@
-"""Paths of classes in dumped configs of earlier versions, and the names by which they are registered now."""
+"""Paths of what is registered, in configs in mmengine's pure Python style and those that earlier versions dumped."""
 
 from typing import Any
 
 OLD_PATHS = {
+    'mmgdrq.build_quantized': 'mmgdrq.Quantized',
+    'mmgdrq.build_ssd_head': 'mmgdrq.SSDHead',
     'mmgdrq.builder.build_quantized': 'mmgdrq.Quantized',
     'mmgdrq.heads.build_ssd_head': 'mmgdrq.SSDHead',
     'mmgdrq.hooks.checkpoint.CheckpointFitHook': 'mmgdrq.CheckpointFitHook',
@@ -11,6 +13,8 @@ OLD_PATHS = {
     'mmgdrq.hooks.range_check.RangeCheckHook': 'mmgdrq.RangeCheckHook',
     'mmgdrq.hooks.safe_checkpoint.SafeCheckpointHook': 'mmgdrq.CheckpointHook',
     'mmgdrq.hooks.scale_clip.ScaleClipHook': 'mmgdrq.ScaleClipHook',
+    'mmgdrq.openmmlab.builder.build_quantized': 'mmgdrq.Quantized',
+    'mmgdrq.openmmlab.ssd_head.build_ssd_head': 'mmgdrq.SSDHead',
     'mmgdrq.layers.conv.Conv2d': 'mmgdrq.Conv2d',
     'mmgdrq.layers.conv_nd.Conv1d': 'mmgdrq.Conv1d',
     'mmgdrq.layers.conv_nd.Conv3d': 'mmgdrq.Conv3d',
@@ -19,7 +23,7 @@ OLD_PATHS = {
     'mmgdrq.layers.transposed.ConvTranspose2d': 'mmgdrq.ConvTranspose2d',
     'mmgdrq.layers.transposed.ConvTranspose3d': 'mmgdrq.ConvTranspose3d',
 }
-"""Configs in mmengine's pure Python style hold classes, which a dump writes as such paths."""
+"""Path -> name by which it is registered now. Configs in the pure Python style hold the object, a dump its path."""
 
 
 def use_registered_names(part: Any) -> None:

@@ -215,7 +215,7 @@ def test_wrong_config(model, words):
 @pytest.mark.parametrize(
     ('model', 'words'),
     [
-        (dict(), r"model\.base_type: expected .* such as 'FasterRCNN', got None"),
+        (dict(), r"model\.base_type: expected .* such as 'FasterRCNN', or its class, got None"),
         (dict(base_type='ToyModel', quant=2), r'model\.quant: expected a dict'),
         (dict(base_type='ToyModel', stages=dict(quantize=1)), r'model\.stages: belongs into model\.quant'),
         (dict(base_type='ToyModel', weight=dict(bits=2), quant=dict()), r'model\.weight: belongs into model\.quant'),

@@ -139,7 +139,8 @@ def test_revised_keys_of_a_backbone(trained):
         load_checkpoint(net, trained.path, revise_keys=[(r'^conv2\.', 'second.')])
 
 
-def test_init_detector(tmp_path):
+@pytest.mark.parametrize('kind', ['name', 'class'])
+def test_init_detector(tmp_path, kind):
     """The config with the two lines, a checkpoint of its training, and the example of README."""
     register_all_modules()
     quant = dict(weight=dict(bits=2), activation=dict(bits=4))
@@ -160,7 +161,8 @@ def test_init_detector(tmp_path):
     torch.save(dict(state_dict=source.state_dict(), meta=dict(dataset_meta=dict(classes=('a', 'b')))), path)
     with pytest.raises(CheckpointError, match=r'init_detector.*mmgdrq\.Quantized'):
         init_detector(copy.deepcopy(config), str(path), device='cpu')
-    config.model.update(type='mmgdrq.Quantized', base_type=config.model.type, quant=quant)
+    base = config.model.type if kind == 'name' else MMDET_MODELS.get(config.model.type)
+    config.model.update(type='mmgdrq.Quantized', base_type=base, quant=quant)
     detector = init_detector(config, str(path), device='cpu')
     images = torch.rand(1, 3, 64, 64)
     for found, expected in zip(detector(images)[0], source.eval()(images)[0]):

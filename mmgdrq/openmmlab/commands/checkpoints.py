@@ -131,6 +131,7 @@ def save_whole_checkpoints(cfg: Config) -> None:
     """Put :class:`~mmgdrq.openmmlab.hooks.SafeCheckpointHook` in place of mmengine's CheckpointHook."""
     hooks = dict(cfg.get('default_hooks') or {})
     hook = hooks.setdefault('checkpoint', dict(type='CheckpointHook', interval=1))
-    if hook and hook.get('type') in ('CheckpointHook', 'mmengine.CheckpointHook'):
+    kind = str(hook.get('type')) if hook else ''
+    if class_name(kind) == 'CheckpointHook' and kind.partition('.')[0] in ('CheckpointHook', 'mmengine'):
         hooks['checkpoint'] = {**hook, 'type': 'mmgdrq.CheckpointHook'}
     cfg.default_hooks = hooks

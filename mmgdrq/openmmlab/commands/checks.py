@@ -10,6 +10,7 @@ from mmengine.device import is_cuda_available, is_mlu_available, is_musa_availab
 from mmengine.registry import DATASETS
 
 from ...errors import ConfigError
+from ..config_parts import class_name
 
 DATA_FREE_CONFIG = 'configs/gdrq/faster_rcnn_r18_fpn_digits_w2a4.py'
 
@@ -20,7 +21,7 @@ def check_amp(cfg: Config) -> None:
     Raises:
         ConfigError: there is none.
     """
-    asked = (cfg.get('optim_wrapper') or {}).get('type')
+    asked = class_name((cfg.get('optim_wrapper') or {}).get('type'))
     available = (is_cuda_available, is_npu_available, is_mlu_available, is_musa_available)
     if asked == 'AmpOptimWrapper' and not any(check() for check in available):
         raise ConfigError(

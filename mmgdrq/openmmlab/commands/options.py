@@ -7,6 +7,7 @@ import os.path as osp
 from mmengine.config import Config, DictAction
 
 from ...errors import ConfigError
+from ..config_parts import name_types
 from ..old_paths import use_registered_names
 
 
@@ -51,6 +52,7 @@ def load_config(args: argparse.Namespace) -> Config:
         raise ConfigError(f'config: {args.config} does not exist')
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     cfg = Config.fromfile(args.config)
+    name_types(cfg._cfg_dict)
     use_registered_names(cfg._cfg_dict)
     cfg.launcher = args.launcher
     if args.cfg_options is not None:

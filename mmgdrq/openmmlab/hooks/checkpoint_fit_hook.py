@@ -58,9 +58,13 @@ def _check_tensors(expected: Mapping[str, Tensor], state: Mapping[str, Tensor]) 
 
 def _check_keys_while_loading(model: nn.Module) -> None:
     """Layers may rename keys of older versions, so what is missing is known only when they have loaded."""
+    checked = False
 
     def check(module: nn.Module, keys) -> None:
-        handle.remove()
+        nonlocal checked
+        if checked:  # once; mmengine walks through the hooks now, so that none can be removed
+            return
+        checked = True
         missing = [key for key in keys.missing_keys if not key.endswith('num_batches_tracked')]
         for found, text in (
             (missing, 'is in the model that the config builds, but not in the file'),
@@ -71,4 +75,4 @@ def _check_keys_while_loading(model: nn.Module) -> None:
                     f'checkpoint: {found[0]} {text} ({len(found)} such tensors). Use the config it was trained with'
                 )
 
-    handle = model.register_load_state_dict_post_hook(check)
+    model.register_load_state_dict_post_hook(check)
