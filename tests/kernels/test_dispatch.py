@@ -142,6 +142,20 @@ def test_relu_equals_torch(kernels, shape, inplace):
     assert torch.equal(one.grad, two.grad)
 
 
+@pytest.mark.parametrize('inplace', [False, True])
+@pytest.mark.parametrize('size', [3, 16, 8200])
+def test_relu_of_nan_and_zeros_is_that_of_torch(kernels, size, inplace):
+    x = torch.tensor([float('nan'), -0.0, 0.0, 1.0, -float('inf'), float('inf'), 1e-45, -1e-45]).repeat(1025)[:size]
+    one, two = x.clone().requires_grad_(), x.clone().requires_grad_()
+    upstream = torch.arange(1.0, size + 1)
+    mine, theirs = relu(one * 1, inplace, kernels), F.relu(two * 1)
+    torch.testing.assert_close(mine, theirs, rtol=0, atol=0, equal_nan=True)
+    mine.backward(upstream)
+    theirs.backward(upstream)
+    assert torch.equal(one.grad, two.grad)
+    assert float(one.grad[0]) == 1, 'torch lets the gradient of NaN pass'
+
+
 @pytest.mark.parametrize('shape', [(7,), (2, 3, 5, 7)])
 def test_the_gradient_of_relu_has_one_itself(kernels, shape):
     x = torch.randn(shape, requires_grad=True)

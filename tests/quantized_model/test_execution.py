@@ -333,19 +333,19 @@ def test_checkpointing_and_loss_scaling_ask_for_no_second_gradient(reentrant):
             first, rest = nn.Sequential(*list(self)[:3]), nn.Sequential(*list(self)[3:])
             return checkpoint(rest, first(x), use_reentrant=reentrant) if self.again else rest(first(x))
 
-    model = mmgdrq.quantize(Parts(*relu_net())).train()
+    trained = mmgdrq.quantize(Parts(*relu_net())).train()
     x = torch.randn(4, 3, 8, 8)
-    model(x)
+    trained(x)
     grads = []
     for again in (False, True):
-        model.zero_grad()
+        model = copy.deepcopy(trained)  # every pass moves the ranges
         scaler = torch.amp.GradScaler('cpu', init_scale=16.0)
         with torch.autocast('cpu', torch.bfloat16):
             model.again = again
             y = model(x)
         scaler.scale(y.float().square().sum()).backward()
         grads.append(model[0].weight.grad.clone())
-    torch.testing.assert_close(*grads, rtol=0.1, atol=0.1 * float(grads[0].abs().max()))
+    assert torch.equal(*grads)
 
 
 @pytest.mark.parametrize('grad', [False, True])
@@ -452,7 +452,8 @@ def test_openvino_converts_models(folded):
     model.eval()
     model = mmgdrq.fold(model, x) if folded else model
     with torch.no_grad():
-        converted = openvino.compile_model(openvino.convert_model(model, example_input=x), 'CPU')
+        exact = {'INFERENCE_PRECISION_HINT': 'f32'}
+        converted = openvino.compile_model(openvino.convert_model(model, example_input=x), 'CPU', exact)
         expected = model(x)
     result = torch.from_numpy(converted(x.numpy())[0])
-    torch.testing.assert_close(result, expected, rtol=0.02, atol=0.02 * float(expected.abs().max()))
+    torch.testing.assert_close(result, expected, rtol=1e-5, atol=1e-5 * float(expected.abs().max()))
