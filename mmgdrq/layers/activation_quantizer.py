@@ -23,7 +23,7 @@ from ..quant import (
 )
 from ..quant.ranges.rule import POWERS
 from .passes import in_backward
-from .quantizer import Quantizer, keep_positive, recorded
+from .quantizer import Quantizer, keep_positive, recorded, refuse_symbolic
 from .state import CLIP, FLOAT, QUANTIZE
 
 
@@ -64,6 +64,7 @@ class ActivationQuantizer(Quantizer):
             x: any shape.
             encode: return an operand for :mod:`mmgdrq.quant.operators` instead.
         """
+        refuse_symbolic(x)
         mode = self.mode
         if mode == FLOAT or x.numel() == 0:
             return self._idle(x)

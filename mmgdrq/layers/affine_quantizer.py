@@ -8,7 +8,7 @@ from torch import Tensor
 from ..errors import QuantizationError
 from ..quant import ActivationSpec
 from ..quant.affine import affine_bounds, affine_grid, clip_affine, fake_quantize_affine
-from .quantizer import Quantizer
+from .quantizer import Quantizer, refuse_symbolic
 from .state import CLIP, FLOAT
 
 AFFINE = 1
@@ -51,6 +51,7 @@ class AffineQuantizer(Quantizer):
         Raises:
             QuantizationError: the range was never set.
         """
+        refuse_symbolic(x)
         mode = self.mode
         if mode == FLOAT or x.numel() == 0:
             return x

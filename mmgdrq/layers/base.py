@@ -11,7 +11,7 @@ from ..quant import ActivationSpec, Operand, WeightSpec, make_spec, scale_clip_
 from ..quant.specs import FLOAT_BITS
 from .activation_quantizer import ActivationQuantizer
 from .affine_quantizer import AffineQuantizer
-from .quantizer import Quantizer
+from .quantizer import Quantizer, refuse_symbolic
 from .state import ModelState
 from .weight_quantizer import WeightQuantizer
 
@@ -152,6 +152,7 @@ def operands(layer: nn.Module, x: Tensor) -> tuple[Operand, Operand]:
     Both are tensors where the layer should compute as it would in float: it is compiled or traced, someone looks
     at the output of its quantizers, or ``layer.one_byte`` is off.
     """
+    refuse_symbolic(x)
     quantizers = layer.activation_quantizer, layer.weight_quantizer
     plain = torch.compiler.is_compiling() or torch.jit.is_tracing() or not layer.one_byte or x.numel() == 0
     if plain or any(quantizer._forward_hooks for quantizer in quantizers):

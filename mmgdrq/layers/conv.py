@@ -4,6 +4,7 @@ from torch import Tensor, nn
 
 from ..quant import conv2d
 from .base import QuantizedLayer, operands
+from .quantizer import refuse_symbolic
 
 
 class Conv2d(QuantizedLayer, nn.Conv2d):
@@ -25,6 +26,7 @@ class Conv2d(QuantizedLayer, nn.Conv2d):
     folds_as = 'conv'
 
     def forward(self, input: Tensor) -> Tensor:
+        refuse_symbolic(input)
         if input.dim() != 4 or self.padding_mode != 'zeros' or isinstance(self.padding, str):
             weight = self.weight_quantizer(self.weight)
             return self._conv_forward(self.activation_quantizer(input), weight, self.bias)

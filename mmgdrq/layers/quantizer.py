@@ -6,8 +6,9 @@ from typing import Optional
 
 import torch
 from torch import Tensor, nn
+from torch.fx import Proxy
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, QuantizationError
 from ..quant import RangeRule, keep_in_graph, rule_of
 from .state import ModelState
 
@@ -111,6 +112,19 @@ class Quantizer(nn.Module):
 def recorded(learned: Tensor) -> Tensor:
     """A learned range; a trace holds its mirror image where it is negative, in place of :func:`keep_positive`."""
     return learned.abs() if torch.jit.is_tracing() else learned
+
+
+def refuse_symbolic(x: object) -> None:
+    """Refuse the symbolic tracing of a quantized layer, whose values decide what it does.
+
+    Raises:
+        QuantizationError: says what to do.
+    """
+    if isinstance(x, Proxy):
+        raise QuantizationError(
+            'torch.fx traces a quantized layer, which does not work (create_feature_extractor of torchvision does so). '
+            'Trace the float model, then quantize the torch.fx.GraphModule'
+        )
 
 
 @torch.no_grad()

@@ -1,10 +1,13 @@
 """Turn a float model into a quantized one, in place, as a plan says."""
 
+import copy
+
 from torch import nn
 
 from ..errors import ConfigError
 from ..layers import call_projections, let_parents_read, quantize_layer, replacements, set_lean_relu
-from ..layers.walk import is_quantized_model
+from ..layers.quantizer import Quantizer
+from ..layers.walk import all_modules, is_quantized_model
 from ..planning.plan import Plan
 from .iteration import manage
 from .loading import check_at_load
@@ -36,7 +39,27 @@ def convert(model: nn.Module, plan: Plan, stage: str = 'quantize', follow_checkp
     attach_state(model, QuantizedModelState(Plan(plan), stage, follow_checkpoint))
     manage(model)
     check_at_load(model)
+    if hasattr(model, '_register_deepcopy_hook'):  # a torch.fx.GraphModule, of a torch that has it
+        model.__dict__.setdefault('_deepcopy_hooks', []).append(_restore_copy)  # torchvision's never initialize it
     return model
+
+
+def copy_model(model: nn.Module) -> nn.Module:
+    """A deep copy of ``model`` in which quantized models are what they were, whatever kind of module they are."""
+    copied = copy.deepcopy(model)
+    for name, module in model.named_modules():
+        if is_root(module) and not is_root(copied.get_submodule(name)):
+            _restore_copy(copied.get_submodule(name))
+    return copied
+
+
+def _restore_copy(copied: nn.Module) -> None:
+    """Give the copy of a ``torch.fx.GraphModule`` its state, which its quantizers still hold, and its hooks."""
+    states = (module.state for module in all_modules(copied) if isinstance(module, Quantizer))
+    state = next((state for state in states if isinstance(state, QuantizedModelState)), None)
+    if state is not None:  # a folded model has none
+        attach_state(copied, state)
+        manage(copied)
 
 
 def check_convertible(model: nn.Module) -> None:

@@ -91,17 +91,24 @@ def state_of(model: nn.Module, what: str = 'state') -> QuantizedModelState:
     'quantize'
     """
     if not is_root(model):
-        if not hasattr(model, ATTRIBUTE) and any(q.state.managed for q in _quantizers(model)):
-            raise ConfigError(
-                f'{what}: this is a part of a quantized model, or a copy without its state. Give the model itself. A '
-                'copied torch.fx.GraphModule has lost its state: quantize a GraphModule after it is copied'
-            )
+        check_whole(model, what)
         raise ConfigError(f'{what}: the model is not quantized. Call mmgdrq.quantize(model, ...) first')
     return getattr(model, ATTRIBUTE)
 
 
-def _quantizers(model: nn.Module) -> Iterator[Quantizer]:
-    return (module for module in all_modules(model) if isinstance(module, Quantizer))
+def check_whole(model: nn.Module, what: str) -> None:
+    """Raise where ``model`` has quantizers of a quantized model, and not its state.
+
+    Raises:
+        ConfigError: says how a copy loses it.
+    """
+    held = [id(state) for state in states_in(model)]
+    quantizers = (module for module in all_modules(model) if isinstance(module, Quantizer))
+    if any(quantizer.state.managed and id(quantizer.state) not in held for quantizer in quantizers):
+        raise ConfigError(
+            f'{what}: this is a part of a quantized model, or a copy without its state. Give the model itself. A '
+            'copied torch.fx.GraphModule has lost its state: quantize a GraphModule after it is copied'
+        )
 
 
 def states_in(model: nn.Module) -> Iterator[QuantizedModelState]:
@@ -129,7 +136,8 @@ def attach_state(model: nn.Module, state: QuantizedModelState) -> None:
     adopt(model, list(all_modules(model)))
     model.register_buffer(STAGE, torch.tensor(float(STAGES.index(state.stage))))
     model.register_buffer(FROZEN, torch.tensor(float(state.frozen)))
-    model.register_load_state_dict_post_hook(_after_load)
+    if _after_load not in model._load_state_dict_post_hooks.values():  # a copied torch.fx.GraphModule has it
+        model.register_load_state_dict_post_hook(_after_load)
 
 
 def _after_load(model: nn.Module, incompatible_keys) -> None:

@@ -12,9 +12,12 @@ from mmengine.model import ExponentialMovingAverage
 from torch import fx, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
+from torchvision.models import resnet18
+from torchvision.models.feature_extraction import create_feature_extractor
 
 import mmgdrq
-from mmgdrq.errors import ConfigError, QuantizationError
+from mmgdrq.deploy import load_folded, save_folded
+from mmgdrq.errors import ConfigError, FoldError, QuantizationError
 from mmgdrq.layers.quantizer import Quantizer
 from tests.helpers.nets import assert_same, inputs, small_net, trained
 
@@ -169,18 +172,88 @@ def traced(model):
     return fx.symbolic_trace(model)
 
 
-def test_a_quantized_graph_module_trains_and_its_copy_says_what_it_has_lost():
+def quantized_graph():
+    """With the same model that is no graph."""
     graph = mmgdrq.quantize(traced(small_net()), dict(bits=3), dict(bits=4)).train()
     plain = mmgdrq.quantize(small_net(), dict(bits=3), dict(bits=4)).train()
     assert train(graph) == train(plain)
     same_state(graph)
+    return graph, plain
+
+
+WITH_HOOKS = hasattr(fx.GraphModule, '_register_deepcopy_hook')
+
+
+@pytest.mark.skipif(not WITH_HOOKS, reason='copies of a GraphModule of an older torch cannot be mended')
+def test_a_copied_graph_module_is_a_quantized_model():
+    graph, plain = quantized_graph()
+    copied = copy.deepcopy(copy.deepcopy(graph))
+    same_state(copied)
+    assert mmgdrq.state(copied) is not mmgdrq.state(graph)
+    mmgdrq.set_stage(copied, 'reshape')
+    assert mmgdrq.get_stage(graph) == 'quantize'
+    copied.load_state_dict(graph.state_dict())
+    assert mmgdrq.get_stage(copied) == 'reshape'
+    mmgdrq.set_stage(copied, 'quantize')
+    assert train(copied) == train(plain)
+    assert torch.equal(evaluated(copied), evaluated(plain))
+
+
+def test_a_copied_graph_module_without_its_state_says_so():
+    graph, plain = quantized_graph()
+    if WITH_HOOKS:
+        graph._deepcopy_hooks.clear()
     graph.state_dict()  # settles what the last iteration has seen
     copied = copy.deepcopy(graph)
     assert torch.equal(evaluated(copied), evaluated(plain))
     with pytest.raises(QuantizationError, match=r'torch\.fx\.GraphModule'):
         copied.train()(inputs())
+    mmgdrq.fold(copied, inputs())
+    mmgdrq.set_stage(graph, 'reshape')
+    with pytest.raises(FoldError, match="is in stage 'reshape', without rounding"):
+        mmgdrq.fold(copy.deepcopy(graph), inputs())
+    for lost in (lambda: mmgdrq.set_stage(copied, 'reshape'), lambda: copied.load_state_dict(plain.state_dict())):
+        with pytest.raises(ConfigError, match=r'torch\.fx\.GraphModule'):
+            lost()
+
+
+@pytest.mark.parametrize('net', [small_net, lambda: nn.Sequential(nn.ConvTranspose2d(3, 4, 2), nn.Conv2d(4, 2, 1))])
+def test_tracing_a_quantized_model_names_the_way(net):
+    model = mmgdrq.quantize(net())
+    model(inputs())
+    with pytest.raises(QuantizationError, match=r'Trace the float model, then quantize the torch\.fx\.GraphModule'):
+        fx.symbolic_trace(model)
+
+
+def test_a_feature_extractor_is_folded_saved_and_loaded(tmp_path):
+    """Copies of torchvision's kind of GraphModule lose all that is not in the graph."""
+
+    def extractor():
+        torch.manual_seed(0)
+        return mmgdrq.quantize(create_feature_extractor(resnet18(), ['layer1', 'fc'])).train()
+
+    x, model = torch.rand(2, 3, 32, 32), extractor()
+    model(x)
+    folded = mmgdrq.fold(model, x)
+    loaded = load_folded(extractor(), save_folded(folded, tmp_path / 'out'))
+    for key, value in model.eval()(x).items():
+        torch.testing.assert_close(folded(x)[key], value, rtol=1e-4, atol=1e-4)
+        assert torch.equal(loaded(x)[key], folded(x)[key])
+    copied = copy.deepcopy(model)
+    assert torch.equal(copied.eval()(x)['fc'], model(x)['fc'])
+    with pytest.raises(QuantizationError, match=r'torch\.fx\.GraphModule'):
+        copied.train()(x)
     with pytest.raises(ConfigError, match=r'torch\.fx\.GraphModule'):
-        mmgdrq.set_stage(copied, 'reshape')
+        load_folded(copied, tmp_path / 'out')
+
+
+def test_a_graph_module_is_folded_saved_and_loaded(tmp_path):
+    graph, plain = quantized_graph()
+    folded, expected = mmgdrq.fold(graph, inputs()), mmgdrq.fold(plain, inputs())
+    assert torch.equal(evaluated(folded), evaluated(expected))
+    save_folded(folded, tmp_path / 'out')
+    loaded = load_folded(mmgdrq.quantize(traced(small_net()), dict(bits=3), dict(bits=4)), tmp_path / 'out')
+    assert torch.equal(evaluated(loaded), evaluated(expected))
 
 
 def test_a_graph_module_of_layers_that_still_belong_to_a_model_does_not_train():

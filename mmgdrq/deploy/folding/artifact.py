@@ -4,7 +4,6 @@ Weights are stored as packed integer codes at their real bit-width. There is no 
 written beside its final place and renamed, so that a half-written one never has the final name.
 """
 
-import copy
 import json
 import shutil
 from pathlib import Path
@@ -27,10 +26,12 @@ from mmgdrq_runtime.manifest import (
     read_manifest,
 )
 
-from ...errors import CheckpointError
+from ...errors import CheckpointError, MMGDRQError
 from ...files import partial_name, remove_stale, replace_directory
 from ...layers import is_quantized
 from ...quant import pack, unpack
+from ...quantized_model.conversion import copy_model
+from ...quantized_model.state import check_whole
 from .folded_layers import (
     STORED,
     FoldedLayer,
@@ -120,13 +121,15 @@ def load_folded(model: nn.Module, path: PathLike) -> nn.Module:
     Raises:
         CheckpointError: the directory is incomplete, altered or newer, or does not fit the model. The model is
             not changed then.
+        ConfigError: the model is a copy that has lost its state.
     """
     path = Path(path)
+    check_whole(model, 'load_folded')
     manifest = read_manifest(path)
     tensors = _read_tensors(path, manifest)
     try:
-        _become(copy.deepcopy(model), path, manifest, tensors)  # a rehearsal, so that an error changes nothing
-    except CheckpointError:
+        _become(copy_model(model), path, manifest, tensors)  # a rehearsal, so that an error changes nothing
+    except MMGDRQError:
         raise
     except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
         raise CheckpointError(

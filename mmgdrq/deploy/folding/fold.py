@@ -8,7 +8,6 @@ gives the same ``y`` from ``conv(W_int, x_int)``. Where no BN follows, the layer
 filter and ``b`` as its offset.
 """
 
-import copy
 from dataclasses import dataclass, replace
 from typing import Any, Callable, Optional, Union
 
@@ -17,8 +16,10 @@ from torch import Tensor, nn
 
 from ...errors import FoldError
 from ...layers import ActivationQuantizer, AffineQuantizer, WeightQuantizer, is_quantized
+from ...layers.quantizer import Quantizer
 from ...layers.walk import all_modules
 from ...quant import per_filter, quantize, step_of, weight_step
+from ...quantized_model.conversion import copy_model
 from ...quantized_model.stages import get_stage
 from ...quantized_model.state import is_root
 from .affine_inputs import AffineCodes, affine_grid, step_per_filter
@@ -54,7 +55,7 @@ def fold(model: nn.Module, example: Example = None, pairs: Optional[Pairs] = Non
     check_foldable(model)
     if pairs is None:
         pairs = find_pairs(model, example)
-    folded = copy.deepcopy(model).eval()
+    folded = copy_model(model).eval()
     modules = dict(folded.named_modules())
     entries = {}
     with torch.no_grad():
@@ -101,9 +102,12 @@ def check_foldable(model: nn.Module) -> None:
     if not layers:
         raise FoldError('fold: the model has no quantized layer. Quantize and train it first')
     for name, module in model.named_modules():  # the quantized model may stand in a wrapper
-        if is_root(module) and get_stage(module) != 'quantize':
+        stage = get_stage(module) if is_root(module) else 'quantize'
+        if isinstance(module, Quantizer):  # of a part of a model, or of a copy that has lost its root
+            stage = module.state.stage
+        if stage != 'quantize':
             raise FoldError(
-                f"fold: {name or 'the model'} is in stage '{get_stage(module)}', without rounding. Train it through "
+                f"fold: {name or 'the model'} is in stage '{stage}', without rounding. Train it through "
                 "the 'quantize' stage first"
             )
     for name, layer in layers.items():
