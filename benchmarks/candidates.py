@@ -66,7 +66,7 @@ def _config(name: str):
 
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, 'config.py')
-        file.write_text(f"_base_ = '{name}'")
+        file.write_text(f"_base_ = '{name}'", encoding='utf-8')
         return Config.fromfile(str(file)).model
 
 

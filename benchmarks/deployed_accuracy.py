@@ -70,11 +70,11 @@ def deploy(run: Path, out: Path) -> dict:
     """The report of tools/deploy.py; a run that has one is not deployed again."""
     report = out / 'report.json'
     if not report.exists():
-        checkpoint = (run / 'last_checkpoint').read_text().strip()
+        checkpoint = (run / 'last_checkpoint').read_text(encoding='utf-8').strip()
         tool = [sys.executable, str(ROOT / 'tools' / 'deploy.py'), str(run / 'config.py'), checkpoint]
         options = ['--out', str(out), '--export', 'onnxruntime', 'openvino', '--evaluate', '--rounds', '0']
         subprocess.run([*tool, *options, '--work-dir', str(out.parent / 'work')], check=True, cwd=ROOT)
-    return json.loads(report.read_text())
+    return json.loads(report.read_text(encoding='utf-8'))
 
 
 def row(name: str, report: dict) -> str:

@@ -54,7 +54,7 @@ def measure(config: str) -> dict[str, float]:
     folded = mmgdrq.fold(set_ranges(model), example=predict)
     with tempfile.TemporaryDirectory() as folder:
         path = save_folded(folded, Path(folder, 'deployed'), cfg.pretty_text)
-        layers = json.loads((path / MANIFEST).read_text())['layers']
+        layers = json.loads((path / MANIFEST).read_text(encoding='utf-8'))['layers']
         stored = load_file(path / WEIGHTS)
         low = [name for name, entry in layers.items() if entry['weight_bits'] == 2]
         counts = [folded.get_submodule(name).weight.numel() for name in low]

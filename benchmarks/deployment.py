@@ -61,7 +61,7 @@ def main() -> None:
             f'{row["to int8"]:8.2f}x{row["mb"]:7.2f}{row["float kernels"]:7}'
         )
     if args.out:
-        args.out.write_text(json.dumps(dict(machine=machine, rows=rows), indent=1) + '\n')
+        args.out.write_text(json.dumps(dict(machine=machine, rows=rows), indent=1) + '\n', encoding='utf-8')
 
 
 def measure(name: str, size: tuple[int, int], engine: str, rounds: int, threads: int) -> dict:

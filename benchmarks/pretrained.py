@@ -78,9 +78,9 @@ def main() -> None:
             if not file.exists():
                 result = run(name, ROWS[key], args.images, args.count)
                 file.parent.mkdir(parents=True, exist_ok=True)
-                file.write_text(json.dumps(result, indent=1) + '\n')
+                file.write_text(json.dumps(result, indent=1) + '\n', encoding='utf-8')
                 print(f'{name} {key}: {result["metric"]:.2f}', flush=True)
-    PAGE.write_text(page())
+    PAGE.write_text(page(), encoding='utf-8')
     print(PAGE)
 
 
@@ -119,7 +119,11 @@ def page() -> str:
     """The page, from the files."""
     parts = [INTRODUCTION]
     for name, network in NETWORKS.items():
-        found = {key: json.loads((RESULTS / f'{name}-{key}.json').read_text()) for key in ROWS if measured(name, key)}
+        found = {
+            key: json.loads((RESULTS / f'{name}-{key}.json').read_text(encoding='utf-8'))
+            for key in ROWS
+            if measured(name, key)
+        }
         if 'float' in found:
             parts.append(f'## {network.title}\n\n{table(found)}')
     return '\n\n'.join([*parts, CLOSING]) + '\n'

@@ -74,12 +74,12 @@ def plot(report: dict, file: Path) -> None:
 
 def render(page: Path, reports: list[Path]) -> None:
     """Write the tables into a page, between ``<!-- benchmark: NAME -->`` and ``<!-- end -->``."""
-    text = page.read_text()
+    text = page.read_text(encoding='utf-8')
     for report in reports:
         begin = f'<!-- benchmark: {report.stem} -->'
         if begin not in text:
             raise SystemExit(f'{page}: no line {begin!r} for {report}')
         before, _, rest = text.partition(begin)
         _, end, after = rest.partition('<!-- end -->')
-        text = f'{before}{begin}\n{table(json.loads(report.read_text()))}\n{end}{after}'
-    page.write_text(text)
+        text = f'{before}{begin}\n{table(json.loads(report.read_text(encoding="utf-8")))}\n{end}{after}'
+    page.write_text(text, encoding='utf-8')

@@ -87,7 +87,7 @@ def summary(values: list[float]) -> dict[str, float]:
 
 def resident() -> int:
     """Bytes of the resident set now."""
-    return int(re.search(r'VmRSS:\s+(\d+)', Path('/proc/self/status').read_text())[1]) * 1024
+    return int(re.search(r'VmRSS:\s+(\d+)', Path('/proc/self/status').read_text(encoding='utf-8'))[1]) * 1024
 
 
 def work(name: str, args) -> None:
@@ -195,7 +195,7 @@ def measure_memory(name: str, argv: list[str]) -> float:
 def machine(args) -> dict[str, str]:
     """Where and with what this was measured."""
     info = Path('/proc/cpuinfo')
-    found = re.search(r'model name\s*: (.+)', info.read_text()) if info.exists() else None
+    found = re.search(r'model name\s*: (.+)', info.read_text(encoding='utf-8')) if info.exists() else None
     cpu = found[1] if found else platform.processor()
     gpu = torch.cuda.get_device_name() if args.device == 'cuda' else 'no GPU'
     return dict(
@@ -261,7 +261,7 @@ def main(argv: list[str]) -> None:
         print(table(report))
         if args.out:
             args.out.parent.mkdir(parents=True, exist_ok=True)
-            args.out.with_suffix('.json').write_text(json.dumps(report, indent=1) + '\n')
+            args.out.with_suffix('.json').write_text(json.dumps(report, indent=1) + '\n', encoding='utf-8')
             plot(report, args.out.with_suffix('.png'))
 
 

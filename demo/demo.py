@@ -83,7 +83,7 @@ class Demo:
             options = [*self.options, *([f'load_from={start}'] if start else [])]
             python('tools/train.py', config, '--work-dir', folder, '--cfg-options', *options)
             self.mark_done(f'{stage}.train')
-        return Path(last.read_text().strip())
+        return Path(last.read_text(encoding='utf-8').strip())
 
     def test(self, stage: str, config: str, checkpoint: Path) -> None:
         """Evaluate one stage on the test split."""
@@ -108,14 +108,14 @@ class Demo:
         """Whether a step was finished with what it depends on as it is now; it counts for those after it."""
         self.key.update(step.encode())
         marker = self.work_dir / f'.{step}.done'
-        done = not self.again and marker.is_file() and marker.read_text() == self.key.hexdigest()
+        done = not self.again and marker.is_file() and marker.read_text(encoding='utf-8') == self.key.hexdigest()
         if done:
             say(f'{step}: done before, reused (--again does it again)')
         return done
 
     def mark_done(self, step: str) -> None:
         """Note that a step is finished."""
-        (self.work_dir / f'.{step}.done').write_text(self.key.hexdigest())
+        (self.work_dir / f'.{step}.done').write_text(self.key.hexdigest(), encoding='utf-8')
 
     def table(self) -> str:
         """The results as text."""
@@ -210,7 +210,7 @@ def say(text: str) -> None:
 
 def write_json(path: Path, value) -> None:
     temporary = path.with_suffix('.tmp')
-    temporary.write_text(json.dumps(value, indent=1) + '\n')
+    temporary.write_text(json.dumps(value, indent=1) + '\n', encoding='utf-8')
     temporary.replace(path)
 
 

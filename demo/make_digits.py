@@ -190,7 +190,7 @@ def generate(folder: Path, args: DigitsArgs, workers: int) -> dict:
         wanted = ('scene', split)
         annotations = [r for task, r in zip(tasks, results) if task[:2] == wanted]
         coco = coco_json(args, split, annotations)
-        (folder / 'annotations' / f'instances_{split}.json').write_text(json.dumps(coco))
+        (folder / 'annotations' / f'instances_{split}.json').write_text(json.dumps(coco), encoding='utf-8')
         counts[split] = {
             'images': len(coco['images']),
             'instances': len(coco['annotations']),
@@ -201,7 +201,7 @@ def generate(folder: Path, args: DigitsArgs, workers: int) -> dict:
         'counts': counts,
         'sources': {split: sorted(itertools.chain(*parts)) for split, parts in split_sources(args.seed).items()},
     }
-    (folder / MANIFEST).write_text(json.dumps(manifest))
+    (folder / MANIFEST).write_text(json.dumps(manifest), encoding='utf-8')
     return manifest
 
 
@@ -218,7 +218,7 @@ def read_manifest(out: Path) -> Optional[dict]:
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return None
     try:
-        manifest = json.loads((out / MANIFEST).read_text())
+        manifest = json.loads((out / MANIFEST).read_text(encoding='utf-8'))
         if manifest['generator'] == GENERATOR:
             return manifest
     except (OSError, ValueError, KeyError, TypeError):

@@ -85,15 +85,15 @@ def main() -> None:
         rows.append(row_of(path, cfg, plan))
         index.append(entry_of(path, cfg))
         plans.setdefault(BITS.sub('', path.stem), {})[path.stem] = plan
-    (ROOT / 'docs/configs.md').write_text(INTRODUCTION + '\n'.join(rows) + '\n')
+    (ROOT / 'docs/configs.md').write_text(INTRODUCTION + '\n'.join(rows) + '\n', encoding='utf-8')
     for old in PLANS.glob('*.md'):
         old.unlink()
     PLANS.mkdir(exist_ok=True)
     for name, of_model in plans.items():
-        (PLANS / f'{name}.md').write_text(plans_page(name, of_model))
+        (PLANS / f'{name}.md').write_text(plans_page(name, of_model), encoding='utf-8')
     models = dict(Collections=[dict(Name='GDRQ', Paper=PAPER)], Models=index)
-    (CONFIGS / 'metafile.yml').write_text(yaml.safe_dump(models, sort_keys=False, width=200))
-    (ROOT / 'model-index.yml').write_text('Import:\n  - configs/gdrq/metafile.yml\n')
+    (CONFIGS / 'metafile.yml').write_text(yaml.safe_dump(models, sort_keys=False, width=200), encoding='utf-8')
+    (ROOT / 'model-index.yml').write_text('Import:\n  - configs/gdrq/metafile.yml\n', encoding='utf-8')
 
 
 def plans_page(name: str, plans: dict[str, Plan]) -> str:
@@ -136,7 +136,7 @@ def row_of(path: Path, cfg: Config, plan: Plan) -> str:
 
 def inherited(path: Path) -> str:
     """The config of OpenMMLab, or the float config, that a config inherits."""
-    base = re.search(r"'((?:mm[a-z]+::|[.]/)[^']+)[.]py", path.read_text())
+    base = re.search(r"'((?:mm[a-z]+::|[.]/)[^']+)[.]py", path.read_text(encoding='utf-8'))
     return f'`{base[1]}`'
 
 

@@ -158,7 +158,7 @@ def run_logged(*command, log, env, seconds=20):
     start = shown = time.monotonic()
     streams = {'stdout': subprocess.PIPE, 'stderr': subprocess.STDOUT}
     process = subprocess.Popen(command, cwd=ROOT, env=env, **streams)
-    with log.open('w') as file, process:
+    with log.open('w', encoding='utf-8') as file, process:
         for line in process.stdout:
             text = line.decode(errors='replace')
             file.write(text)
@@ -169,7 +169,7 @@ def run_logged(*command, log, env, seconds=20):
                 minutes = (now - start) / 60
                 say(f'  {count[1]} of {count[2]} files compiled after {minutes:.1f} minutes')
     if process.returncode:
-        lines = log.read_text().splitlines()[-30:]
+        lines = log.read_text(encoding='utf-8').splitlines()[-30:]
         raise SetupError('\n'.join([*lines, f'the build failed; all of its output is in {log}']))
 
 
@@ -291,7 +291,7 @@ class Environment:
     def pending(self):
         def done(step):
             stamp = self.stamp(step)
-            return stamp.is_file() and stamp.read_text() == step.key() and (ROOT / step.leaves).exists()
+            return stamp.is_file() and stamp.read_text(encoding='utf-8') == step.key() and (ROOT / step.leaves).exists()
 
         steps = self.steps()
         if not done(steps[0]):
@@ -314,7 +314,7 @@ class Environment:
             say(f'{number}/{len(steps)} {step.task}')
             self.stamp(step).unlink(missing_ok=True)
             step.run()
-            self.stamp(step).write_text(step.key())
+            self.stamp(step).write_text(step.key(), encoding='utf-8')
 
     def check_ours(self):
         if self.venv.exists() and not self.state.is_dir() and any(self.venv.iterdir()):
@@ -325,7 +325,7 @@ class Environment:
 
     @contextmanager
     def lock(self):
-        with (self.state / 'lock').open('w') as file:
+        with (self.state / 'lock').open('w', encoding='utf-8') as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:

@@ -50,7 +50,7 @@ def main() -> None:
     parser.add_argument('--out', type=Path, default=Path('docs/coverage.json'))
     parser.add_argument('--table', type=Path, help='write the table to this markdown file')
     args = parser.parse_args()
-    results = json.loads(args.out.read_text()) if args.out.exists() else {}
+    results = json.loads(args.out.read_text(encoding='utf-8')) if args.out.exists() else {}
     for zoo in args.zoos:
         importlib.import_module(f'{zoo}.models')
         for folder in architectures(zoo):
@@ -63,9 +63,9 @@ def main() -> None:
             results[key] = row
             print(key, *(row.get(k, '') for k in ('result', 'share', 'step', 'reason', 'seconds')), flush=True)
             args.out.parent.mkdir(parents=True, exist_ok=True)
-            args.out.write_text(json.dumps(results, indent=1))
+            args.out.write_text(json.dumps(results, indent=1), encoding='utf-8')
     if args.table:
-        args.table.write_text(page(results))
+        args.table.write_text(page(results), encoding='utf-8')
 
 
 def first_built(zoo: str, folder: Path) -> dict:

@@ -31,7 +31,7 @@ def page(results: dict) -> str:
     Args:
         results: ``zoo/folder`` -> what was found, see docs/coverage.json.
     """
-    cpu = re.search(r'model name\s*: (.*)', Path('/proc/cpuinfo').read_text())
+    cpu = re.search(r'model name\s*: (.*)', Path('/proc/cpuinfo').read_text(encoding='utf-8'))
     lines = [
         '# Coverage of the zoos',
         '',

@@ -8,6 +8,7 @@ import ctypes
 import errno
 import os
 import platform
+import re
 import shutil
 from pathlib import Path
 from typing import Union
@@ -16,21 +17,23 @@ PathLike = Union[str, Path]
 
 _EXCHANGE = 2  # RENAME_EXCHANGE of Linux
 _HERE = -100  # AT_FDCWD
+_ESCAPED = re.compile(rb'\\([0-7]{3})')
+"""How the kernel writes white space in the names of mount points."""
 
 
 def write_file(path: PathLike, content: Union[bytes, str]) -> None:
-    """Write a file, in place of an earlier one.
+    """Write a file, in place of an earlier one; text in UTF-8. Where a link leads to a file, that is replaced.
 
     Raises:
         OSError: it cannot be written, such as on a full disk; an earlier file is still there then.
     """
-    path = Path(path)
+    path = real_path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     remove_stale(path)
     partial = partial_name(path)
     try:
         with open(partial, 'wb') as stream:
-            stream.write(content.encode() if isinstance(content, str) else content)
+            stream.write(content.encode('utf-8') if isinstance(content, str) else content)
             stream.flush()
             os.fsync(stream.fileno())
         os.replace(partial, path)
@@ -60,6 +63,30 @@ def replace_directory(new: Path, final: Path) -> None:
     flush(final.parent)
 
 
+def real_path(path: PathLike) -> Path:
+    """Where something with this name lies, which may be a link or end with ``..``; it need not exist."""
+    return Path(os.path.realpath(path))
+
+
+def cannot_be_replaced(path: PathLike) -> str:
+    """Why a directory cannot be given another in its place; empty where it can, or does not exist."""
+    path = real_path(path)
+    if path in (here := real_path('.'), *here.parents):
+        return 'is the current folder, or holds it'
+    if os.path.ismount(path) or str(path) in _mount_points():
+        return 'is a mount point'
+    return ''
+
+
+def _mount_points() -> list[str]:
+    """All of them on Linux, those of folders of the same file system too; none elsewhere."""
+    try:
+        lines = Path('/proc/self/mountinfo').read_bytes().splitlines()
+    except OSError:
+        return []
+    return [os.fsdecode(_ESCAPED.sub(lambda code: bytes([int(code[1], 8)]), line.split()[4])) for line in lines]
+
+
 def partial_name(path: Path) -> Path:
     """The hidden name under which this process writes ``path``."""
     return path.with_name(f'{_prefix(path)}{os.getpid()}')
@@ -71,7 +98,7 @@ def remove_stale(path: Path) -> None:
     for left in path.parent.glob('.*'):
         process = left.name[len(prefix) :]
         if left.name.startswith(prefix) and process.isdigit() and not _runs(int(process)):
-            shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
+            shutil.rmtree(left) if left.is_dir() and not left.is_symlink() else left.unlink(missing_ok=True)
 
 
 def flush(path: Path) -> None:

@@ -84,7 +84,7 @@ def analyze(name: str, config: str, checkpoint: str, options: list[str]) -> dict
         command = [sys.executable, str(ROOT / 'tools/analyze.py'), config, checkpoint, '--out', folder]
         command += ['--work-dir', f'{folder}/work', *(['--cfg-options', *options] if options else [])]
         subprocess.run(command, check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
-        layers = json.loads(Path(folder, 'report.json').read_text())
+        layers = json.loads(Path(folder, 'report.json').read_text(encoding='utf-8'))
         (IMAGES / f'weights_{name}.png').write_bytes(Path(folder, 'weights.png').read_bytes())
     layers = [layer for layer in layers if layer['weight_bits'] < 8 and layer['input_loss'] is not None]
     return dict({c: sum(layer[c] for layer in layers) / len(layers) for c in COLUMNS}, layers=len(layers))

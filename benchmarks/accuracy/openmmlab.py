@@ -62,7 +62,7 @@ class Experiment:
         folder = work / Path(self.config).stem / 'start'
         if not (folder / 'metrics.json').exists():
             train_and_test(self._config(data), folder)
-        return Path((folder / 'last_checkpoint').read_text().strip())
+        return Path((folder / 'last_checkpoint').read_text(encoding='utf-8').strip())
 
     def _config(self, data: Path) -> Config:
         config = Config.fromfile(ROOT / self.config)
@@ -104,14 +104,14 @@ def train_and_test(config: Config, folder: Path) -> dict[str, float]:
     if not result.exists():
         config.dump(str(file))
         _tool(folder, 'train.py', str(file), '--work-dir', str(folder))
-        checkpoint = (folder / 'last_checkpoint').read_text().strip()
+        checkpoint = (folder / 'last_checkpoint').read_text(encoding='utf-8').strip()
         _tool(folder, 'test.py', str(file), checkpoint, '--work-dir', str(folder / 'test'), '--metrics', str(result))
-    return json.loads(result.read_text())
+    return json.loads(result.read_text(encoding='utf-8'))
 
 
 def _tool(folder: Path, tool: str, *arguments: str) -> None:
     log = folder / f'{tool}.log'
-    with log.open('w') as out:
+    with log.open('w', encoding='utf-8') as out:
         command = [sys.executable, str(ROOT / 'tools' / tool), *arguments]
         status = subprocess.run(command, stdout=out, stderr=subprocess.STDOUT, cwd=ROOT, env=os.environ).returncode
     if status:

@@ -48,7 +48,7 @@ def main() -> None:
     measured = [task for task in TITLES if list(load(task, args.results))]
     parts += [section(task, *TITLES[task], args.results) for task in measured]
     parts.append(unmeasured([task for task in TITLES if task not in measured]))
-    args.out.write_text('\n\n'.join(part for part in parts if part) + '\n')
+    args.out.write_text('\n\n'.join(part for part in parts if part) + '\n', encoding='utf-8')
     print(args.out)
 
 

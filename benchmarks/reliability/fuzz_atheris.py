@@ -32,7 +32,7 @@ def manifest(folder: Path):
     from mmgdrq_runtime.manifest import json_sha256
 
     path = deployed(folder)
-    whole = json.loads((path / 'manifest.json').read_text())
+    whole = json.loads((path / 'manifest.json').read_text(encoding='utf-8'))
 
     def parse(data) -> None:
         changed = json.loads(json.dumps(whole))
@@ -41,7 +41,7 @@ def manifest(folder: Path):
         if data.ConsumeBool():
             for part in ('layers', 'graphs'):
                 changed[f'{part}_sha256'] = json_sha256(changed.get(part))
-        (path / 'manifest.json').write_text(json.dumps(changed))
+        (path / 'manifest.json').write_text(json.dumps(changed), encoding='utf-8')
         try:
             loaded = load_folded(quantized(), path)
         except CheckpointError:
@@ -59,13 +59,15 @@ def weights(folder: Path):
 
     path = deployed(folder)
     whole = (path / 'weights.safetensors').read_bytes()
-    text = json.loads((path / 'manifest.json').read_text())
+    text = json.loads((path / 'manifest.json').read_text(encoding='utf-8'))
 
     def parse(data) -> None:
         start = data.ConsumeIntInRange(0, len(whole))
         content = whole[:start] + data.ConsumeBytes(40) + whole[start + data.ConsumeIntInRange(0, 40) :]
         (path / 'weights.safetensors').write_bytes(content)
-        (path / 'manifest.json').write_text(json.dumps({**text, 'sha256': file_sha256(path / 'weights.safetensors')}))
+        (path / 'manifest.json').write_text(
+            json.dumps({**text, 'sha256': file_sha256(path / 'weights.safetensors')}), encoding='utf-8'
+        )
         try:
             load_folded(quantized(), path)
         except CheckpointError:
@@ -214,7 +216,7 @@ def main() -> int:
         return 0
     python = environment_of(args.env)
     paths = os.pathsep.join([str(ROOT), sysconfig.get_paths()['purelib']])
-    results = json.loads(args.out.read_text()) if args.out.exists() else {}
+    results = json.loads(args.out.read_text(encoding='utf-8')) if args.out.exists() else {}
     for name in args.only:
         command = [python, __file__, '--inside', name, '--seconds', str(args.seconds)]
         environment = {**os.environ, 'PYTHONPATH': paths, 'OMP_NUM_THREADS': '1'}
@@ -229,7 +231,7 @@ def main() -> int:
             date=datetime.date.today().isoformat(),
         )
         print(name, json.dumps(results[name]), flush=True)
-        args.out.write_text(json.dumps(results, indent=1) + '\n')
+        args.out.write_text(json.dumps(results, indent=1) + '\n', encoding='utf-8')
     return int(any(results[name]['finding'] for name in args.only))
 
 

@@ -45,7 +45,7 @@ def page(results: dict, versions: dict, fuzz: dict, files: dict[str, str]) -> st
     lines = [f'| {promise} | {held} | {tried} | {outcome} |' for promise, held, tried, outcome in rows]
     machines = {f'{part["cpu"]}; {part["versions"]}; {part["date"]}' for part in results.values()}
     table = '\n'.join(lines) + '\n\nMeasured on: ' + '. '.join(sorted(machines)) + '.'
-    text = TEMPLATE.read_text().replace('<!-- rows -->', table)
+    text = TEMPLATE.read_text(encoding='utf-8').replace('<!-- rows -->', table)
     return text.replace('<!-- versions -->', '\n'.join(_versions(versions)))
 
 

@@ -113,7 +113,7 @@ def tests(folder: Path, args) -> dict:
         command = [sys.executable, '-m', 'pytest', '-q', '-p', 'no:cacheprovider', f'--junitxml={report}', file]
         subprocess.run(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, check=False)
         suite = ET.parse(report).getroot()[0]
-        drawn = (ROOT / file).read_text().count('\n@given')
+        drawn = (ROOT / file).read_text(encoding='utf-8').count('\n@given')
         bad = int(suite.get('failures')) + int(suite.get('errors'))
         cases = int(suite.get('tests')) - drawn
         result[name] = dict(cases=cases, drawn=drawn * args.examples, failed=bad, skipped=int(suite.get('skipped')))
@@ -142,7 +142,9 @@ def environment() -> dict:
     import torch
 
     names = [
-        line.split(':')[1].strip() for line in Path('/proc/cpuinfo').read_text().splitlines() if 'model name' in line
+        line.split(':')[1].strip()
+        for line in Path('/proc/cpuinfo').read_text(encoding='utf-8').splitlines()
+        if 'model name' in line
     ]
     return dict(
         cpu=f'{os.cpu_count()} CPU cores, no GPU ({names[0] if names else platform.machine()})',
@@ -162,7 +164,7 @@ def main() -> int:
     parser.add_argument('--out', type=Path, default=HERE / 'results.json')
     parser.add_argument('--doc', default=str(ROOT / 'docs/reliability.md'), help='page to write; empty: none')
     args = parser.parse_args()
-    results = json.loads(args.out.read_text()) if args.out.exists() else {}
+    results = json.loads(args.out.read_text(encoding='utf-8')) if args.out.exists() else {}
     failed = False
     for part in args.only:
         with tempfile.TemporaryDirectory() as folder:
@@ -174,12 +176,12 @@ def main() -> int:
         failed |= not_held(part, result.get('result', {}))
         results[part] = {**result, **environment()}
         print(part, json.dumps(results[part]), flush=True)
-        args.out.write_text(json.dumps(results, indent=1) + '\n')
+        args.out.write_text(json.dumps(results, indent=1) + '\n', encoding='utf-8')
     if args.doc:
         from page import page
 
-        others = [json.loads(file.read_text()) if file.exists() else {} for file in (VERSIONS, FUZZ)]
-        Path(args.doc).write_text(page(results, *others, TEST_FILES))
+        others = [json.loads(file.read_text(encoding='utf-8')) if file.exists() else {} for file in (VERSIONS, FUZZ)]
+        Path(args.doc).write_text(page(results, *others, TEST_FILES), encoding='utf-8')
     return int(failed)
 
 

@@ -25,7 +25,7 @@ PAGE = os.sysconf('SC_PAGE_SIZE')
 
 def resident_mb() -> float:
     """Memory of this process that is in RAM."""
-    return int(Path('/proc/self/statm').read_text().split()[1]) * PAGE / 1e6
+    return int(Path('/proc/self/statm').read_text(encoding='utf-8').split()[1]) * PAGE / 1e6
 
 
 def batch_of(iteration: int) -> dict:

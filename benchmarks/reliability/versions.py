@@ -96,7 +96,7 @@ def test(python: str, sources: Path) -> dict:
     report = sources / 'report.xml'
     command = [python, '-m', 'pytest', '-q', '-p', 'no:cacheprovider', f'--junitxml={report}', 'tests']
     command += [f'--ignore={path}' for path in LEFT_OUT]
-    log = (sources.parent / 'pytest.txt').open('w')
+    log = (sources.parent / 'pytest.txt').open('w', encoding='utf-8')
     subprocess.run(command, cwd=sources, env=environment, stdout=log, stderr=subprocess.STDOUT, check=False)
     suite = ET.parse(report).getroot()[0]
     counts = {name: int(suite.get(name)) for name in ('tests', 'failures', 'errors', 'skipped')}
@@ -146,9 +146,9 @@ def main() -> int:
     failed = False
     for name in args.only:
         result = run_case(name, args.work.resolve(), args.keep)
-        results = json.loads(args.out.read_text()) if args.out.exists() else {}
+        results = json.loads(args.out.read_text(encoding='utf-8')) if args.out.exists() else {}
         results[name] = result
-        args.out.write_text(json.dumps(results, indent=1) + '\n')
+        args.out.write_text(json.dumps(results, indent=1) + '\n', encoding='utf-8')
         print(name, json.dumps(result), flush=True)
         failed |= bool(result.get('failures') or result.get('errors'))
     return int(failed)

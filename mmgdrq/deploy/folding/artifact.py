@@ -27,7 +27,7 @@ from mmgdrq_runtime.manifest import (
 )
 
 from ...errors import CheckpointError, MMGDRQError
-from ...files import partial_name, remove_stale, replace_directory
+from ...files import cannot_be_replaced, partial_name, real_path, remove_stale, replace_directory
 from ...layers import is_quantized
 from ...quant import pack, unpack
 from ...quantized_model.conversion import copy_model
@@ -55,7 +55,8 @@ def save_folded(
 
     Args:
         folded: result of :func:`mmgdrq.fold`.
-        out: directory; an earlier deployed model there is replaced, an empty one filled, anything else is an error.
+        out: directory, or a link to one; an earlier deployed model there is replaced, an empty one filled, anything
+            else is an error. So is what cannot be replaced: a mount point, and the current folder.
         config: text of the config that builds the quantized model.
         graphs: writes graphs for engines below the directory that it is given; what it returns goes into the
             manifest.
@@ -71,13 +72,14 @@ def save_folded(
     """
     out = Path(out)
     check_out(out)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    remove_stale(out)
-    temporary = partial_name(out)
+    final = real_path(out)
+    final.parent.mkdir(parents=True, exist_ok=True)
+    remove_stale(final)
+    temporary = partial_name(final)
     try:
         temporary.mkdir()
         (temporary / WEIGHTS).write_bytes(save(_tensors_of(folded)))  # OSError on a full disk, unlike save_file
-        (temporary / CONFIG).write_text(config)
+        (temporary / CONFIG).write_text(config, encoding='utf-8')
         layers = {name: entry.as_json() for name, entry in folded.gdrq_folded.items()}
         written = graphs(temporary) if graphs is not None else {}
         manifest = {
@@ -90,10 +92,10 @@ def save_folded(
             'graphs': written,
             'graphs_sha256': json_sha256(written),
         }
-        (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1))
+        (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding='utf-8')
         if check is not None:
             check(temporary)
-        replace_directory(temporary, out)
+        replace_directory(temporary, final)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return out
@@ -103,9 +105,14 @@ def check_out(out: PathLike) -> None:
     """Check that a deployed model may be written to a place.
 
     Raises:
-        CheckpointError: something else is there.
+        CheckpointError: something else is there, or a directory that cannot be replaced.
     """
     out = Path(out)
+    reason = cannot_be_replaced(out)
+    if reason:
+        raise CheckpointError(
+            f'{out}: {reason}, so no other directory can get its name. Choose a folder in it, such as {out / "model"}'
+        )
     empty = not out.exists() or (out.is_dir() and not any(out.iterdir()))
     if not empty and not is_deployed(out):
         raise CheckpointError(f'{out}: exists and is not a deployed model, so it is not replaced. Choose another --out')
@@ -167,7 +174,7 @@ def read_config(path: PathLike) -> str:
     Raises:
         CheckpointError: it is missing or was altered.
     """
-    return check_file(Path(path) / CONFIG, read_manifest(path)['config_sha256']).read_text()
+    return check_file(Path(path) / CONFIG, read_manifest(path)['config_sha256']).read_text(encoding='utf-8')
 
 
 def stored_bytes(path: PathLike) -> int:

@@ -113,7 +113,7 @@ def _checkpoints_of(folder: Path) -> list[Path]:
     saved = [path for path in folder.glob('*.pth') if re.fullmatch(r'(epoch|iter)_\d+', path.stem)]
     saved.sort(key=lambda path: path.stat().st_mtime_ns, reverse=True)
     try:
-        named = Path((folder / 'last_checkpoint').read_text().strip())
+        named = Path((folder / 'last_checkpoint').read_text(encoding='utf-8').strip())
     except (OSError, ValueError):
         return saved
     return [named, *(path for path in saved if path.name != named.name)] if named.is_file() else saved
