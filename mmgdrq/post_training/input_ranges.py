@@ -29,9 +29,10 @@ class ThresholdStatistics:
         self.statistic = torch.zeros(quantizer.rule.shape, dtype=torch.float64, device=quantizer.threshold.device)
 
     def add(self, x: Tensor) -> None:
-        """Add the input of one call, which is finite and not empty."""
-        lowest, highest = (end.item() for end in x.aminmax())
-        self.lowest, self.highest = min(self.lowest, lowest), max(self.highest, highest)
+        """Add the input of one call, which is not empty."""
+        lowest, highest = x.aminmax()
+        _check_finite(self.quantizer, lowest, highest)
+        self.lowest, self.highest = min(self.lowest, lowest.item()), max(self.highest, highest.item())
         rule = self.quantizer.rule
         self.statistic = rule.combine(self.statistic, rule.collect(x, self.quantizer.spec, False))
 
@@ -57,14 +58,15 @@ class EndStatistics:
         self.counts: Optional[Tensor] = None
 
     def add(self, x: Tensor) -> None:
-        """Add the input of one call, which is finite and not empty."""
+        """Add the input of one call, which is not empty."""
         quantizer = self.quantizer
         axis = -1 - quantizer.trailing
         if quantizer.channels:
-            rows = x.movedim(axis, 0).flatten(1)
-            low, high = rows.amin(1), rows.amax(1)
+            others = [dim for dim in range(x.dim()) if dim != x.dim() + axis]
+            low, high = x.amin(others), x.amax(others)
         else:
             low, high = x.aminmax()
+        _check_finite(quantizer, low, high)
         if self.ends is not None:
             low, high = torch.minimum(low, self.ends[0]), torch.maximum(high, self.ends[1])
         self.ends = low, high
@@ -96,7 +98,10 @@ def collecting(model: nn.Module) -> Iterator[list[Statistics]]:
             statistics.append(ThresholdStatistics(module))
         elif isinstance(module, AffineQuantizer):
             statistics.append(EndStatistics(module))
-    hooks = [s.quantizer.register_forward_pre_hook(lambda _, args, s=s: _add(s, args[0])) for s in statistics]
+    hooks = [
+        s.quantizer.register_forward_pre_hook(lambda _, args, s=s: s.add(args[0].detach()) if args[0].numel() else None)
+        for s in statistics
+    ]
     try:
         yield statistics
     finally:
@@ -104,13 +109,9 @@ def collecting(model: nn.Module) -> Iterator[list[Statistics]]:
             hook.remove()
 
 
-@torch.no_grad()
-def _add(statistic: Statistics, x: Tensor) -> None:
-    if x.numel() == 0:
-        return
-    if not bool(torch.isfinite(x).all()):
+def _check_finite(quantizer: Union[ActivationQuantizer, AffineQuantizer], low: Tensor, high: Tensor) -> None:
+    if not bool(torch.isfinite(low).all() & torch.isfinite(high).all()):
         raise QuantizationError(
-            f'{statistic.quantizer.layer_name or "a quantized layer"}: its input is not finite, so it has no range. '
-            'Check the images, their normalization and the checkpoint'
+            f'{quantizer.layer_name or "a quantized layer"}: its input is not finite, so it has no range. Check the '
+            'images, their normalization and the checkpoint'
         )
-    statistic.add(x)

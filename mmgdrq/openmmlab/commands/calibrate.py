@@ -71,8 +71,8 @@ def main(arguments: Optional[Sequence[str]] = None) -> None:
     elif args.grid:
         raise ConfigError('--grid: it goes with --bits. Change activation=dict(grid=...) in the config')
     written = copy.deepcopy(cfg)
-    options = dict(reconstruct=args.reconstruct, bias_correction=args.bias_correction)
-    report = calibrate_checkpoint(cfg, args.checkpoint, out, args.split, args.images, **options)
+    options = (args.images, args.reconstruct, args.bias_correction)
+    report = calibrate_checkpoint(cfg, args.checkpoint, out, args.split, *options)
     print(report)
     if args.report:
         write_file(args.report, report.to_json() + '\n')
@@ -83,7 +83,13 @@ def main(arguments: Optional[Sequence[str]] = None) -> None:
 
 
 def calibrate_checkpoint(
-    cfg: Config, checkpoint: str, out: Path, split: str, images: int, **options: Any
+    cfg: Config,
+    checkpoint: str,
+    out: Path,
+    split: str,
+    images: int,
+    reconstruct: bool = False,
+    bias_correction: bool = False,
 ) -> CalibrationReport:
     """Write a quantized checkpoint for a config.
 
@@ -93,7 +99,7 @@ def calibrate_checkpoint(
         out: file to write.
         split: whose images.
         images: how many.
-        **options: of :func:`mmgdrq.calibrate`: ``reconstruct`` and ``bias_correction``.
+        reconstruct, bias_correction: see :func:`mmgdrq.calibrate`.
 
     Raises:
         ConfigError: the config quantizes nothing.
@@ -112,7 +118,13 @@ def calibrate_checkpoint(
     found = len(cast(Sized, loader.dataset))
     if found < images:
         runner.logger.warning('mmgdrq: --split %s has %d images only', split, found)
-    report = calibrate(model, loader, progress=lambda batches: _with_bar(batches, len(loader)), **options)
+    report = calibrate(
+        model,
+        loader,
+        progress=lambda batches: _with_bar(batches, len(loader)),
+        reconstruct=reconstruct,
+        bias_correction=bias_correction,
+    )
     hub = runner.message_hub.state_dict()
     state = dict(meta=dict(epoch=0, iter=0), state_dict=model.state_dict(), message_hub=hub)  # resumed: from the start
     stream = io.BytesIO()

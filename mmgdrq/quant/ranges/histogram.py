@@ -122,11 +122,15 @@ def channel_histograms(x: Tensor, bins: Bins, axis: int = 1) -> Tensor:
     Returns:
         int64, shape ``(C, 2 * bins.half)``.
     """
-    rows = x.detach().movedim(axis, 0).flatten(1)
+    rows = x.detach().movedim(axis, 0)
     counts = torch.zeros(len(rows), 2 * bins.half, dtype=torch.int64, device=x.device)
-    offsets = torch.arange(len(rows), device=x.device).unsqueeze(1) * counts.shape[1]
-    for part in rows.split(max(CHUNK // max(len(rows), 1), 1), dim=1):
-        counts += torch.bincount((bins.index(part) + offsets).flatten(), minlength=counts.numel()).view_as(counts)
+    block = max(CHUNK * len(rows) // max(x.numel(), 1), 1)  # channels that are copied at a time
+    for start in range(0, len(rows), block):
+        some = rows[start : start + block].flatten(1)
+        offsets = torch.arange(len(some), device=x.device).unsqueeze(1) * counts.shape[1]
+        for part in some.split(max(CHUNK // len(some), 1), dim=1):
+            found = torch.bincount((bins.index(part) + offsets).flatten(), minlength=len(some) * counts.shape[1])
+            counts[start : start + block] += found.view(len(some), -1)
     return counts
 
 
