@@ -98,7 +98,7 @@ def test_the_tables_of_specs_and_stages_have_their_keys():
 
 def test_the_examples_in_plain_torch_run(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    distilling, training, planning = [block for block in BLOCKS if block not in CONFIGS]
+    distilling, calibrating, training, planning = [block for block in BLOCKS if block not in CONFIGS]
     space: dict = {}
     exec(training, space)
     assert '3 of 3 weight layers quantized' in capsys.readouterr().out
@@ -107,6 +107,8 @@ def test_the_examples_in_plain_torch_run(tmp_path, monkeypatch, capsys):
     exec(distilling, space)
     assert space['loss'].requires_grad
     assert list(space['distiller'].losses) == ['logits']
+    exec(calibrating, space)
+    assert '3 of 3 weight layers quantized' in capsys.readouterr().out
     space = {}
     exec(planning, space)
     assert 'reads the input (traced)' in capsys.readouterr().out

@@ -1,6 +1,6 @@
 """Collect what the inputs of all layers are like over all batches, and set their ranges from it."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Optional, Union
 
@@ -98,15 +98,20 @@ def collecting(model: nn.Module) -> Iterator[list[Statistics]]:
             statistics.append(ThresholdStatistics(module))
         elif isinstance(module, AffineQuantizer):
             statistics.append(EndStatistics(module))
-    hooks = [
-        s.quantizer.register_forward_pre_hook(lambda _, args, s=s: s.add(args[0].detach()) if args[0].numel() else None)
-        for s in statistics
-    ]
+    hooks = [s.quantizer.register_forward_pre_hook(_adding(s)) for s in statistics]
     try:
         yield statistics
     finally:
         for hook in hooks:
             hook.remove()
+
+
+def _adding(statistic: Statistics) -> Callable[[nn.Module, tuple], None]:
+    def hook(_: nn.Module, args: tuple) -> None:
+        if args[0].numel():
+            statistic.add(args[0].detach())
+
+    return hook
 
 
 def _check_finite(quantizer: Union[ActivationQuantizer, AffineQuantizer], low: Tensor, high: Tensor) -> None:

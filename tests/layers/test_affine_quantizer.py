@@ -108,7 +108,7 @@ def test_weights_train_while_the_grid_stays():
 
 def test_copies_pickles_and_checkpoints_give_the_same():
     model, x = calibrated(), images()
-    loaded = mmgdrq.quantize(network(), weight=dict(bits=8, range='search'), activation=AFFINE)
+    loaded = mmgdrq.quantize(network(), weight=dict(bits=8, range='minmax'), activation=AFFINE)
     loaded.load_state_dict(model.state_dict())
     for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model)), loaded.eval()):
         assert torch.equal(other(x), model(x))
@@ -125,7 +125,7 @@ def test_a_checkpoint_of_another_grid_is_refused():
     symmetric = mmgdrq.quantize(network(), activation=dict(bits=8))
     with pytest.raises(CheckpointError):
         symmetric.load_state_dict(calibrated().state_dict())
-    other = mmgdrq.quantize(network(), weight=dict(bits=8, range='search'), activation=dict(AFFINE, per_channel=False))
+    other = mmgdrq.quantize(network(), weight=dict(bits=8, range='minmax'), activation=dict(AFFINE, per_channel=False))
     with pytest.raises(CheckpointError, match='6 channels'):
         other.load_state_dict(calibrated().state_dict())
 
