@@ -10,7 +10,7 @@ import io
 import re
 from collections.abc import Iterable, Iterator, Sequence, Sized
 from pathlib import Path
-from typing import Any, Optional, cast
+from typing import Optional, cast
 
 import torch
 from mmengine.config import Config
