@@ -158,15 +158,12 @@ made for. Nothing is trained. Written by `python benchmarks/pretrained.py` from 
 programs used the same cores. The error of a layer by itself is that of its output, with inputs in float, over the first
 batch."""
 
-CLOSING = """## What the rows say
+CLOSING = """## What is not here
 
-- **Networks with SiLU and depthwise convolutions** (YOLOX-nano) need affine inputs and one range for each channel of a
-  depthwise convolution: a symmetric grid spends half its codes on what SiLU leaves below zero, and one range for all
-  channels is that of the largest one.
-- **Networks with ReLU6** (EfficientNet-Lite0) lose nothing either way.
-- **8-bit weights**: the largest magnitude of a filter is the better range; a search leaves out outliers that matter.
-- Affine inputs run in torch, quantized and folded; graphs for engines do not have them yet, and exporting says so.
-- Not measured here yet: other tools on the same images, training after the calibration, the engines."""
+- **Engines**: affine inputs run in torch, quantized and folded; graphs for engines do not have them yet, and exporting
+  says so. Symmetric ones are exported.
+- **Other tools on the same images, and training after the calibration** are not measured yet.
+- Rows without a file in `benchmarks/results/pretrained/` are left out; the command runs them."""
 
 
 if __name__ == '__main__':
