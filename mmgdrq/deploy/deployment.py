@@ -25,6 +25,7 @@ from .folding.artifact import check_out, load_folded, save_folded, stored_bytes
 from .folding.fold import fold
 from .folding.folded_layers import unread_parameters
 from .plugged_engine import plug_engine
+from .verification.blocks import check_compared, compare_with
 from .verification.codes import check_codes, compare_codes
 from .verification.folded import check_blocks, compare_blocks
 from .verification.free_axes import right_axes
@@ -100,7 +101,7 @@ def deploy(
         for name in engines:
             say('ONNX graphs for %s', name)
             (folder / name).mkdir()
-            parts = export(folded, run_all, folder / name, name)
+            parts = export(folded, run_all, folder / name, name, reference=model)
             written[name] = {part.part.name: part.entry() for part in parts}
             say('comparing the codes of %s with those of torch%s', name, ', timing' if rounds else '')
             reports.extend(examine(folded, parts, rounds))
@@ -190,6 +191,7 @@ def export(
     out: Path,
     engine: str = 'openvino',
     variant: Callable[[Block], Block] = low_bit,
+    reference: Optional[nn.Module] = None,
 ) -> list[Exported]:
     """Write ``<part>.onnx`` for every dense part of a folded OpenMMLab model, and check what an engine computes.
 
@@ -202,6 +204,7 @@ def export(
         out: existing directory.
         engine: name of the engine that the graphs are for.
         variant: for comparisons, one of :data:`mmgdrq.deploy.export.block_variants.FORMS`.
+        reference: the quantized model that the blocks are compared with; None: the folded one.
 
     Raises:
         ExportError: an unknown engine, a model without known dense parts, an operator that ONNX lacks, or no engine is
@@ -210,7 +213,11 @@ def export(
     blocks = block_model(folded, find_engine(engine), variant)
     inputs, results = example_inputs(blocks.parts, lambda: run(blocks.model))
     check_replaced_parts(blocks.model, blocks.parts, run, results)
-    return [_export_part(blocks, part, inputs[part.name], Path(out, f'{part.name}.onnx')) for part in blocks.parts]
+    parts = [_export_part(blocks, part, inputs[part.name], Path(out, f'{part.name}.onnx')) for part in blocks.parts]
+    if variant is low_bit:
+        other = copy.deepcopy(folded if reference is None else reference).cpu().eval()
+        check_compared(compare_with(other, blocks, run), engine)
+    return parts
 
 
 def _export_part(blocks: BlockModel, part: Part, x: Tensor, path: Path) -> Exported:
@@ -291,6 +298,9 @@ def _examine_part(part: Exported, in_float: Optional[Path], rounds: int) -> Grap
         different=errors.different,
         worst=errors.worst,
         distance=errors.distance,
+        processor_dependent=sorted(
+            {m.block.name for m in part.blocks if m.engine.depends_on_processor(m.block, m.output)}
+        ),
         **timed,
     )
 

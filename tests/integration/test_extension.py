@@ -6,11 +6,17 @@ import torch
 from torch import nn
 
 import mmgdrq
+from mmgdrq.deploy import plug_engine
+from mmgdrq.deploy.deployment import deploy
+from mmgdrq.deploy.engines import Engine, register_engine
+from mmgdrq.deploy.engines.base import _ENGINES
 from mmgdrq.errors import ConfigError
 from mmgdrq.planning.known_heads import _HEADS
 from mmgdrq.quant import ActivationSpec, Range, RangeRule, WeightSpec, register_range_rule
 from mmgdrq.quantized_model.dense_parts import _KINDS, module_part, parts_of, register_dense_parts
+from mmgdrq_runtime.engines import open_engine
 from tests.helpers.nets import inputs, small_net
+from tests.helpers.networks import Stack
 
 
 @register_range_rule('rms')
@@ -132,7 +138,7 @@ def test_dense_parts_from_outside_run_in_an_engine(two_towers, tmp_path, engine)
     pytest.importorskip('onnx', reason='onnx is not installed')
     pytest.importorskip(engine, reason=f'{engine} is not installed')
     from mmgdrq.deploy import plug_engine, save_folded
-    from mmgdrq.deploy.export.writer import export
+    from mmgdrq.deploy.deployment import export
 
     torch.manual_seed(0)
     x = torch.rand(2, 3, 12, 12)
@@ -151,6 +157,44 @@ def test_dense_parts_from_outside_run_in_an_engine(two_towers, tmp_path, engine)
     path = save_folded(folded, tmp_path / 'out', graphs=graphs)
     found = plug_engine(folded, path, engine, 1)(x)
     assert type(found) is torch.Tensor
+    assert torch.allclose(found, expected, atol=0.02 * float(expected.abs().max()))
+
+
+class Literal(Engine):
+    """An engine that takes the ONNX standard to the letter; here ONNX Runtime runs it without optimization."""
+
+    name = 'literal'
+
+    def check_installed(self):
+        pytest.importorskip('onnxruntime', reason='onnxruntime is not installed')
+
+    def open(self, path, threads=0, optimize=True):
+        return open_engine('onnxruntime', path, threads, optimize=False)
+
+    def count_kernels(self, path):
+        return 0, 0
+
+
+@pytest.fixture
+def literal():
+    register_engine(Literal())
+    yield 'literal'
+    del _ENGINES['literal']
+
+
+def test_an_engine_from_outside_runs_the_graphs_that_it_asked_for(literal, tmp_path):
+    pytest.importorskip('onnx', reason='onnx is not installed')
+    torch.manual_seed(0)
+    model, batches = Stack(small_net()), [inputs(0), inputs(1)]
+    mmgdrq.quantize(model, weight=dict(bits=4), activation=dict(bits=8)).train()
+    with torch.no_grad():
+        model(batches[0])
+    report = deploy(model, batches, lambda m, x: m(x), str(tmp_path / 'out'), [literal], rounds=1)
+    assert [(graph.engine, graph.integer) for graph in report.graphs] == [('literal', 0)]
+    assert report.graphs[0].different == 0
+    folded = mmgdrq.fold(model.eval(), batches[0])
+    expected = folded(batches[1]).detach()
+    found = plug_engine(folded, tmp_path / 'out', literal)(batches[1])
     assert torch.allclose(found, expected, atol=0.02 * float(expected.abs().max()))
 
 

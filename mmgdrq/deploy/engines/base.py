@@ -160,9 +160,24 @@ class Engine:
         """
         return {}
 
+    def depends_on_processor(self, block: Block, output: Requantization) -> bool:
+        """Whether the block may give other sums on processors without VNNI."""
+        return False
+
     def changes_output(self, block: Block, output: Requantization) -> bool:
         """Whether the output of a block is another one than the quantized model's."""
         return False
+
+    def clipped(self, expected: Tensor, output: Requantization, trained: Optional[Grid]) -> Tensor:
+        """An output as far as its grid reaches; one that was made from sample images has to hold all of theirs."""
+        grid = output.reader or output.grid
+        if grid is None or (output.own and trained is None):
+            return expected
+        return expected.clamp(grid.limits[0] * grid.scale, grid.limits[1] * grid.scale)
+
+    def rounding(self, block: Block, output: Requantization) -> Tensor:
+        """By how much the engine may change an output beside its layer's own rounding, broadcasts against it."""
+        return torch.zeros(())
 
     def check_installed(self) -> None:
         """Raise where the package of the engine cannot be imported.

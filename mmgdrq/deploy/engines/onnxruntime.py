@@ -31,6 +31,7 @@ from .block import INT8_MAX, SIGNED_ZERO, Block, Grid, unit_of_bias, written_sca
 from .lowering import code, constant, dequantized_weight, float_layer, geometry, weight_codes
 
 INTEGER_KERNELS = ('QLinearConv', 'QGemm', 'QLinearMatMul', 'MatMulInteger', 'MatMulIntegerToFloat', 'ConvInteger')
+INT16_MAX = 2**15 - 1
 FLOAT_KERNELS = ('Conv', 'FusedConv', 'Gemm', 'MatMul', 'FusedMatMul', 'FusedGemm')
 
 
@@ -45,7 +46,7 @@ class ONNXRuntime(Engine):
         """The block without the products of filters whose bias int32 could not hold beside them."""
         if not block.is_integer:  # it has a float bias
             return block
-        alone = without_products(block.scale, block.offset, refinement_of(block.lowest))
+        alone = without_products(block.scale, block.offset, refinement_of(block))
         return replace(block, scale=torch.where(alone, 0.0, block.scale))
 
     def compute(self, block: Block, x: Tensor, output: Requantization, kernel: Optional[str] = None) -> Tensor:
@@ -58,7 +59,7 @@ class ONNXRuntime(Engine):
 
     def _on_grid(self, block: Block, total: Tensor, grid: Grid) -> Tensor:
         """Sums of products as values of a grid, with the bias in integers."""
-        refinement = refinement_of(block.lowest)
+        refinement = refinement_of(block)
         scale = block.step * written_scale(block.unit, block.step, refinement)
         factor = refinement * (block.scale != 0).double()
         total = total.double() * block.per_filter(factor) + block.per_filter(bias_codes(block).double())
@@ -69,11 +70,23 @@ class ONNXRuntime(Engine):
         """What is added to the output, as the engine adds it, shape ``(O,)``."""
         if not self.changes_output(block, output):
             return block.offset
-        return (bias_codes(block).double() * block.unit.double() / refinement_of(block.lowest)).float()
+        return (bias_codes(block).double() * block.unit.double() / refinement_of(block)).float()
 
     def changes_output(self, block: Block, output: Requantization) -> bool:
         """Whether the bias is rounded to an integer number of units."""
         return block.is_integer and not output.in_float
+
+    def depends_on_processor(self, block: Block, output: Requantization) -> bool:
+        """Whether the block may give other sums on processors without VNNI."""
+        return saturates(block, output)
+
+    def rounding(self, block: Block, output: Requantization) -> Tensor:
+        """Half a unit of the bias, and half a step of the output's grid."""
+        if not self.changes_output(block, output):
+            return torch.zeros(())
+        grid = output.grid or output.reader
+        unit = block.per_filter(block.unit.abs() / refinement_of(block))
+        return 0.5 * (unit + (grid.scale if grid else 0.0))
 
     def code_type(self, block: Block) -> torch.dtype:
         """Type of the input codes in the graph."""
@@ -92,7 +105,7 @@ class ONNXRuntime(Engine):
         return g.op('DequantizeLinear', g.op('QuantizeLinear', y, *parameters), *parameters)
 
     def _quantized_layer(self, g, x, block: Block):
-        refinement = refinement_of(block.lowest) if block.is_integer else 1
+        refinement = refinement_of(block) if block.is_integer else 1
         weight = dequantized_weight(g, block, refinement, self.packs_weights)
         x = self.lower_input(g, x, block)
         if not block.is_integer:
@@ -132,12 +145,45 @@ class ONNXRuntime(Engine):
         return sum(kind in INTEGER_KERNELS for kind in kinds), sum(kind in FLOAT_KERNELS for kind in kinds)
 
 
-def refinement_of(lowest: int) -> int:
+def refinement_of(block: Block) -> int:
+    """Factor on the weight codes of a block, and divisor of their scale; see :func:`refinement`."""
+    return refinement(block.lowest, _code_range(block))
+
+
+def refinement(lowest: int, highest_code: int) -> int:
     """Factor on weight codes from ``lowest`` on, and divisor of their scale, with which they still fit int8.
 
-    The bias is a multiple of input step * weight scale, so a finer scale rounds it less.
+    The bias is a multiple of input step * weight scale, so a finer scale rounds it less. Processors without VNNI add
+    pairs of products in int16, so a pair has to fit, too: where the input codes reach 255, weight codes reach 64.
+
+    Args:
+        lowest: lowest weight code.
+        highest_code: highest input code as uint8.
+
+    >>> refinement(-3, 15), refinement(-3, 135), refinement(-8, 255)
+    (42, 40, 8)
     """
-    return max(INT8_MAX // -lowest, 1)
+    largest = min(INT8_MAX, INT16_MAX // (2 * highest_code))
+    return max(largest // -lowest, 1)
+
+
+def _code_range(block: Block) -> int:
+    return block.limits[1] + _zero_of(block)
+
+
+def saturates(block: Block, output: Requantization) -> bool:
+    """Whether a processor without VNNI may get sums of an integer layer wrong: a pair of products passes int16.
+
+    Which products are added first depends on the kernel, so any two weights of a filter count as a pair.
+    """
+    if not block.is_integer:
+        return False
+    factor = 1 if output.in_float else refinement_of(block)
+    codes = (block.weight.flatten(1) * factor).to(torch.int64).numpy()
+    codes = np.sort(np.pad(codes, ((0, 0), (2, 2))), axis=1)  # a pair with nothing is a product alone
+    highest = _code_range(block) * codes[:, -2:].sum(1)
+    lowest = _code_range(block) * codes[:, :2].sum(1)
+    return bool((highest > INT16_MAX).any() or (lowest < -INT16_MAX - 1).any())
 
 
 def without_products(scale: Tensor, offset: Tensor, refinement: int) -> Tensor:
@@ -148,7 +194,7 @@ def without_products(scale: Tensor, offset: Tensor, refinement: int) -> Tensor:
 def bias_codes(block: Block) -> Tensor:
     """The bias in units of input step * refined weight scale: int32, shape ``(O,)``."""
     limit = float(2**31 - 1)
-    codes = (block.offset.double() / block.unit.double() * refinement_of(block.lowest)).round()
+    codes = (block.offset.double() / block.unit.double() * refinement_of(block)).round()
     return codes.clamp(-limit, limit).to(torch.int32)
 
 

@@ -16,7 +16,7 @@ from ...layers.walk import all_modules
 from ...quant import ActivationSpec
 from ..folding.fold import input_codes, weight_scale
 from .block import SIGNED_ZERO, Grid
-from .onnxruntime import bias_change, refinement_of
+from .onnxruntime import bias_change, refinement
 
 RESULT = ActivationSpec(bits=8, range='minmax', signed=True)
 """The grid of a rounded result, with a running range."""
@@ -41,7 +41,7 @@ class EngineResult(nn.Module):
         super().__init__()
         self.active = True
         self.layer = (layer,)  # a tuple, as it is no part of this module
-        self.refinement = refinement_of(lowest)
+        self.lowest = lowest
         self.quantizer = ActivationQuantizer(RESULT, layer.weight.device) if rounds else nn.Identity()
         self.quantizer.layer_name = name
 
@@ -57,11 +57,19 @@ class EngineResult(nn.Module):
             unit = unit_of(self.layer[0])
             if unit is None:
                 return y
-            change = bias_change(unit, *_scale_and_offset(tail, self.layer[0]), self.refinement)
+            change = bias_change(unit, *_scale_and_offset(tail, self.layer[0]), self.refinement())
         channel = -1 if isinstance(self.layer[0], nn.Linear) else -3
         shape = [1] * y.dim()
         shape[channel] = -1
         return y + change.reshape(shape).to(y.dtype)
+
+    def refinement(self) -> int:
+        """Factor on the weight codes, as in the graph."""
+        layer = self.layer[0]
+        folded = hasattr(layer, 'input_codes')
+        limits = getattr(layer.input_codes, 'limits', None) if folded else input_codes(layer)[1]
+        low, high = limits or (0, 255)
+        return refinement(self.lowest, high + (SIGNED_ZERO if low < 0 else 0))
 
     def grid(self) -> Optional[Grid]:
         """The grid of the result; None: it is not rounded, or has no range yet."""

@@ -1,5 +1,6 @@
 """Which batch normalization follows which quantized layer, so that it can carry the layer's scale."""
 
+from collections.abc import Mapping
 from typing import Callable
 
 import torch
@@ -39,17 +40,32 @@ def pairs_by_trace(model: nn.Module, run: Callable[[], object]) -> Pairs:
 def pairs_by_structure(model: nn.Module) -> Pairs:
     """Find the pairs that the code of the containing module guarantees, without running the model.
 
-    These are neighbours in ``nn.Sequential``, mmcv's ``ConvModule`` in the order conv-norm, and the blocks of
-    ResNet. Layers that have several names are left out.
+    These are a 2D convolution and its neighbour in ``nn.Sequential``, mmcv's ``ConvModule`` in the order conv-norm,
+    and the blocks of ResNet. A Sequential counts where nothing else can read its layers one by one: as the model
+    itself, in another one that counts, or in the blocks of ResNet. Layers that have several names are left out.
     """
     pairs: Pairs = {}
     for prefix, parent in model.named_modules():
+        if type(parent) is nn.Sequential and not _is_called_as_a_whole(model, prefix):
+            continue
         for layer, norm in _guaranteed(parent):
             name, norm_name = (f'{prefix}.{n}' if prefix else n for n in (layer, norm))
             if _fit(parent._modules.get(layer), parent._modules.get(norm)):
                 pairs[name] = norm_name
     shared = _names_of_shared(model)
     return {name: norm for name, norm in pairs.items() if not {name, norm} & shared}
+
+
+def _is_called_as_a_whole(model: nn.Module, name: str) -> bool:
+    """Whether the code around a Sequential is known to call it, and not its layers."""
+    while name:
+        name = name.rpartition('.')[0]
+        parent = model.get_submodule(name)
+        if type(parent).__name__ in BLOCKS and type(parent).__module__.split('.')[0] in PACKAGES:
+            return True
+        if type(parent) is not nn.Sequential:
+            return False
+    return True
 
 
 def _guaranteed(parent: nn.Module) -> list[tuple[str, str]]:
@@ -69,12 +85,32 @@ def _guaranteed(parent: nn.Module) -> list[tuple[str, str]]:
 
 
 def _fit(layer, norm) -> bool:
-    return is_quantized(layer) and _carries_a_scale(norm) and layer.weight.shape[0] == norm.num_features
+    """Whether the filters of a layer are the channels of a norm; those of a linear layer need not be."""
+    planar = isinstance(layer, nn.Conv2d) and isinstance(norm, (nn.BatchNorm2d, nn.SyncBatchNorm))
+    return planar and is_quantized(layer) and can_carry_scale(norm) and layer.weight.shape[0] == norm.num_features
 
 
-def _carries_a_scale(norm) -> bool:
-    """A BN without running statistics (``track_running_stats=False``) takes those of each batch; they carry nothing."""
-    return isinstance(norm, _BatchNorm) and norm.running_mean is not None
+FORWARD = (_BatchNorm.forward, nn.SyncBatchNorm.forward)
+
+
+def can_carry_scale(norm) -> bool:
+    """Whether a module computes torch's batch normalization and nothing else, with its own parameters.
+
+    A BN without running statistics (``track_running_stats=False``) takes those of each batch; they carry nothing. A
+    subclass may do more in its forward pass, or use the parameters otherwise.
+    """
+    if not isinstance(norm, _BatchNorm) or norm.running_mean is None:
+        return False
+    plain = type(norm).forward in FORWARD and 'forward' not in vars(norm)
+    own = all(name in norm._parameters for name in ('weight', 'bias'))  # not computed by a parametrization
+    return plain and own and not foreign_hooks({**norm._forward_hooks, **norm._forward_pre_hooks})
+
+
+def foreign_hooks(hooks: Mapping[int, Callable]) -> list[str]:
+    """Names of the hooks that are not this package's own."""
+    found = (getattr(hook, 'func', hook) for hook in hooks.values())
+    names = ((getattr(hook, '__module__', None) or '', getattr(hook, '__qualname__', repr(hook))) for hook in found)
+    return [f'{module}.{name}' for module, name in names if module.split('.')[0] != __name__.split('.')[0]]
 
 
 def _names_of_shared(model: nn.Module) -> set[str]:
@@ -129,7 +165,7 @@ class _Trace(TorchFunctionMode):
             norm = next(iter(readers)) if len(readers) == 1 else None
             if norm is None or self.sources.get(norm) != {name}:
                 continue
-            if _carries_a_scale(self.model.get_submodule(norm)):
+            if can_carry_scale(self.model.get_submodule(norm)):
                 found[name] = norm
         return found
 

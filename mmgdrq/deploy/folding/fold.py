@@ -23,7 +23,7 @@ from ...quantized_model.conversion import copy_model
 from ...quantized_model.stages import get_stage
 from ...quantized_model.state import is_root
 from .affine_inputs import AffineCodes, affine_grid, step_per_filter
-from .batchnorm_pairs import Pairs, pairs_by_structure, pairs_by_trace
+from .batchnorm_pairs import Pairs, can_carry_scale, foreign_hooks, pairs_by_structure, pairs_by_trace
 from .folded_layers import STORED, FoldedLayer, become_folded, become_folded_model
 
 Example = Union[None, Tensor, tuple[Any, ...], Callable[[nn.Module], object]]
@@ -66,11 +66,8 @@ def fold(model: nn.Module, example: Example = None, pairs: Optional[Pairs] = Non
                     entries[name] = _store_layer(layer)
                     continue
                 norm = pairs.get(name)
-                if norm and modules[norm].running_mean is None:
-                    raise FoldError(
-                        f'fold: {norm}, the BN of {name}, has no running statistics (track_running_stats=False), so it '
-                        f'cannot carry a scale. Leave {name} out of `pairs`'
-                    )
+                if norm:
+                    _check_norm(name, norm, modules[norm])
                 entries[name] = replace(_fold_layer(layer, modules[norm] if norm else None), norm=norm)
     become_folded_model(folded, entries)
     return folded
@@ -116,12 +113,31 @@ def check_foldable(model: nn.Module) -> None:
                 f'fold: {name} ({type(layer).__name__}) computes with several weights, which cannot be stored as one. '
                 'Leave it in float with rules=[dict(pattern=..., skip=True)], or evaluate the quantized model as it is'
             )
+        hooks = foreign_hooks(layer._forward_hooks)
+        if hooks:
+            raise FoldError(
+                f'fold: {name} has the forward hook {hooks[0]}, which would see integers, and be lost in graphs. '
+                'Remove it, or do what it does in a module of its own'
+            )
         quantizer = layer.activation_quantizer
         if isinstance(quantizer, (ActivationQuantizer, AffineQuantizer)) and not quantizer.is_ready():
             raise FoldError(
                 f'fold: {name} has no activation range. Train at least one iteration, or load a checkpoint of the '
                 'quantized model. If it has been trained, no forward pass calls this layer: skip it in a rule'
             )
+
+
+def _check_norm(name: str, norm: str, module: nn.Module) -> None:
+    if getattr(module, 'running_mean', None) is None:
+        raise FoldError(
+            f'fold: {norm}, the BN of {name}, has no running statistics (track_running_stats=False), so it '
+            f'cannot carry a scale. Leave {name} out of `pairs`'
+        )
+    if not can_carry_scale(module):
+        raise FoldError(
+            f"fold: {norm}, the BN of {name}, is a {type(module).__name__} that does something else than torch's batch "
+            f'normalization, or has hooks, so it cannot carry a scale. Leave {name} out of `pairs`'
+        )
 
 
 def _check_finite(name: str, layer: nn.Module) -> None:

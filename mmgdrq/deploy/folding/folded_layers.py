@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ...errors import QuantizationError
 from ...layers.walk import all_modules
 from ...quant import quantize
 from ...quantized_model.replaced_layers import remember_layers
@@ -122,20 +123,37 @@ class RoundedInput(CodeQuantizer):
         return (x / self.step).round().clamp(*self.limits) * self.step
 
 
+def in_float32(layer: nn.Module, x: Tensor) -> torch.autocast:
+    """Switch autocast off: sums of integers pass the largest float16, and bfloat16 does not tell neighbours apart.
+
+    Raises:
+        QuantizationError: the layer itself was converted to another type.
+    """
+    if layer.weight.dtype != torch.float32:
+        raise QuantizationError(
+            f'a folded {"convolution" if isinstance(layer, nn.Conv2d) else "linear layer"} was converted to '
+            f'{layer.weight.dtype}; expected float32, in which its integers are exact. Fold again, and leave out '
+            '.half(), .bfloat16() and .double(); autocast may stay on'
+        )
+    return torch.autocast(x.device.type, enabled=False)
+
+
 class FoldedConv2d(nn.Conv2d):
     """A convolution with integer weights and inputs; see :func:`become_folded` for its other buffers."""
 
     def forward(self, input: Tensor) -> Tensor:
-        y = self._conv_forward(self.input_codes(input), self.weight, None)
-        return rescale(y, self.scale, self.offset, channel=y.dim() - 3)
+        with in_float32(self, input):
+            y = self._conv_forward(self.input_codes(input.float()), self.weight, None)
+            return rescale(y, self.scale, self.offset, channel=y.dim() - 3)
 
 
 class FoldedLinear(nn.Linear):
     """A linear layer with integer weights and inputs; see :func:`become_folded` for its other buffers."""
 
     def forward(self, input: Tensor) -> Tensor:
-        y = F.linear(self.input_codes(input), self.weight)
-        return rescale(y, self.scale, self.offset, channel=y.dim() - 1)
+        with in_float32(self, input):
+            y = F.linear(self.input_codes(input.float()), self.weight)
+            return rescale(y, self.scale, self.offset, channel=y.dim() - 1)
 
 
 FOLDED = {'conv': FoldedConv2d, 'linear': FoldedLinear}

@@ -18,6 +18,8 @@ class GraphReport:
         codes, different: input codes of the blocks, and how many of them differ from torch's on equal inputs.
         worst: block with the largest share of them.
         distance: how far torch's value lay from being rounded to the engine's code, in steps, at most.
+        processor_dependent: blocks whose sums may be others on processors without VNNI, where pairs of products pass
+            int16; those of all other blocks are the same on every processor.
         milliseconds: of one run on the sample, median.
         speedup: over the same network in float in the same engine, runs interleaved; None: not timed.
     """
@@ -31,6 +33,7 @@ class GraphReport:
     different: int
     worst: Optional[str]
     distance: float = 0.0
+    processor_dependent: list[str] = field(default_factory=list)
     milliseconds: Optional[float] = None
     speedup: Optional[float] = None
 
@@ -40,7 +43,13 @@ class GraphReport:
         if self.different:
             different += f' (values at most {self.distance:.0e} steps from a tie)'
         kernels = 'not run' if self.integer is None else f'{self.integer} integer and {self.floating} float kernels'
-        return f'{self.engine} {self.part}: {kernels} for {self.blocks} calls of quantized layers, {different}{timed}'
+        where = 'equal on processors with and without VNNI'
+        if self.processor_dependent:
+            where = f'may differ on processors without VNNI: {", ".join(self.processor_dependent)}'
+        return (
+            f'{self.engine} {self.part}: {kernels} for {self.blocks} calls of quantized layers, {different}{timed}; '
+            f'integer sums {where}'
+        )
 
 
 @dataclass(frozen=True)

@@ -291,3 +291,87 @@ def test_tied_parameters(example):
     assert float((folded(IMAGE) - expected).detach().abs().max()) < 1e-5 * float(expected.detach().abs().max())
     assert net.conv2.weight is net.conv1.weight
     assert net.bn2.weight is net.bn1.weight
+
+
+class NormAct(nn.BatchNorm2d):
+    """As timm's BatchNormAct2d."""
+
+    def forward(self, x):
+        return F.silu(super().forward(x))
+
+
+class OnePlus(nn.BatchNorm2d):
+    """Its factor is one more than its weight."""
+
+    def forward(self, x):
+        weight = 1 + self.weight
+        return F.batch_norm(x, self.running_mean, self.running_var, weight, self.bias, self.training, 0.1, self.eps)
+
+
+NORMS = {'subclass': lambda: NormAct(6), 'another use of the weight': lambda: OnePlus(6)}
+
+
+@pytest.mark.parametrize('example', [IMAGE, None], ids=['traced', 'by structure'])
+@pytest.mark.parametrize('norm', NORMS)
+def test_a_norm_with_a_forward_pass_of_its_own_carries_nothing(norm, example):
+    net = ready(nn.Sequential(nn.Conv2d(4, 6, 3), NORMS[norm]()), IMAGE)
+    folded = mmgdrq.fold(net, example)
+    assert folded.gdrq_folded['0'].norm is None
+    expected = net(IMAGE)
+    assert float((folded(IMAGE) - expected).detach().abs().max()) < 1e-5 * float(expected.detach().abs().max())
+    with pytest.raises(FoldError, match=r'1, the BN of 0, is a \w+ that does something else'):
+        mmgdrq.fold(net, pairs={'0': '1'})
+
+
+def test_a_norm_whose_forward_pass_is_patched_carries_nothing():
+    net = ready(nn.Sequential(nn.Conv2d(4, 6, 3), nn.BatchNorm2d(6)), IMAGE)
+    norm = net[1]
+    norm.forward = lambda x: F.silu(nn.BatchNorm2d.forward(norm, x))
+    assert find_pairs(net, IMAGE) == find_pairs(net) == {}
+
+
+def doubled(module, args, output):
+    return 2 * output
+
+
+def test_a_hook_on_a_layer_is_refused_by_its_name():
+    net = ready(nn.Sequential(nn.Conv2d(4, 6, 3), nn.BatchNorm2d(6)), IMAGE)
+    net[0].register_forward_hook(doubled)
+    with pytest.raises(FoldError, match=r'fold: 0 has the forward hook .*\.doubled'):
+        mmgdrq.fold(net, IMAGE)
+
+
+def test_a_hook_on_a_norm_keeps_the_scale_in_the_layer():
+    net = ready(nn.Sequential(nn.Conv2d(4, 6, 3), nn.BatchNorm2d(6)), IMAGE)
+    net[1].register_forward_pre_hook(lambda module, args: args[0] + 1)
+    folded = mmgdrq.fold(net, IMAGE)
+    assert folded.gdrq_folded['0'].norm is None
+    torch.testing.assert_close(folded(IMAGE), net(IMAGE), rtol=1e-4, atol=1e-5)
+
+
+class ReadsInside(nn.Module):
+    """The parent of a Sequential reads its convolution before the BN."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(4, 6, 3), nn.BatchNorm2d(6))
+
+    def forward(self, x):
+        y = self.body[0](x)
+        return self.body[1](y) + y.abs()
+
+
+def test_without_an_example_a_parent_may_read_between_the_two():
+    net = ready(ReadsInside(), IMAGE)
+    assert find_pairs(net) == {}
+    expected = net(IMAGE)
+    assert float((mmgdrq.fold(net)(IMAGE) - expected).detach().abs().max()) < 1e-5 * float(
+        expected.detach().abs().max()
+    )
+
+
+def test_without_an_example_a_norm_may_be_over_tokens():
+    x = torch.randn(4, 16, 10)
+    net = ready(nn.Sequential(nn.Linear(10, 16), nn.BatchNorm1d(16)), x)
+    assert find_pairs(net) == {}
+    torch.testing.assert_close(mmgdrq.fold(net)(x), net(x), rtol=1e-4, atol=1e-4)
