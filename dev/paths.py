@@ -1,6 +1,6 @@
-"""Print in which order the modules of mmgdrq are entered, on each of the five ways that docs/architecture.md names.
+"""Print in which order the modules of mmgdrq are entered, on the ways that docs/architecture.md names.
 
-    python dev/paths.py [convert train load deploy run]
+python dev/paths.py [convert train load deploy]
 """
 
 import argparse
@@ -91,16 +91,29 @@ def load() -> list[str]:
     return entered
 
 
+class Classifier(nn.Module):
+    """A network with the dense part of a classifier."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.backbone, self.head = network()[:-1], network()[-1]
+
+    def extract_feat(self, x: torch.Tensor) -> torch.Tensor:
+        return self.backbone(x)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.extract_feat(x))
+
+
 def deploy() -> list[str]:
-    """A model is folded and written to a file."""
-    model = trained().eval()
+    """A model is folded, exported, checked and written."""
+    from mmgdrq.deploy.deployment import deploy as deploy_model
+
+    model = mmgdrq.quantize(Classifier())
+    model.train()(images())
     entered: list[str] = []
     with tempfile.TemporaryDirectory() as folder, recorded(entered):
-        folded = mmgdrq.fold(model, example=images())
-        mmgdrq.deploy.check_blocks(
-            mmgdrq.deploy.compare_blocks(model, folded, lambda target: target(images())), folded.gdrq_folded
-        )
-        mmgdrq.deploy.save_folded(folded, Path(folder, 'deployed'))
+        deploy_model(model, [images()], lambda target, x: target(x), str(Path(folder, 'deployed')), ['openvino'])
     return entered
 
 

@@ -13,9 +13,11 @@ from mmengine.config import Config
 import mmgdrq
 from mmgdrq import GDRQHook
 from mmgdrq.analysis.distances import gap_to_uniform
+from mmgdrq.deploy.engines import base
 from mmgdrq.openmmlab.builder import QUANT_KEYS
 from mmgdrq.openmmlab.commands.plan import plan_of
 from mmgdrq.quant import ActivationSpec, WeightSpec, quantized_loss, search_range
+from mmgdrq.quant.ranges import registry
 from mmgdrq.quantized_model.execution import Execution
 from mmgdrq.training.distillation import Distillation
 from mmgdrq.training.schedule import Schedule
@@ -126,6 +128,18 @@ def test_listing_the_configs_does_nothing_but_what_was_asked(option, tmp_path, m
         tool.main()
     assert not list(tmp_path.iterdir())
     assert 'list_configs.py' in ''.join(capsys.readouterr())
+
+
+def test_the_examples_of_contributing_run(monkeypatch):
+    monkeypatch.setattr(base, '_ENGINES', dict(base._ENGINES))
+    monkeypatch.setattr(registry, '_rules', dict(registry._rules))
+    text = (ROOT / 'docs/contributing.md').read_text(encoding='utf-8')
+    blocks = re.findall(r'```python\n(.*?)```', text, re.S)
+    assert len(blocks) == 2
+    for block in blocks:
+        exec(block, {})
+    assert WeightSpec(range='three_sigma').range == ActivationSpec(range='three_sigma').range
+    assert base.find_engine('my_engine').checked_by == 'onnxruntime'
 
 
 def test_the_losses_of_known_distributions_are_those_of_the_page():
