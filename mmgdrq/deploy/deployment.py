@@ -8,6 +8,7 @@ import tempfile
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Optional
 
@@ -83,6 +84,7 @@ def deploy(
 
     def evaluated_as(stage: str, target: nn.Module) -> None:
         say('evaluating %s', stage)
+        assert evaluate is not None
         metrics[stage] = evaluate(target)
 
     metrics: dict[str, Metrics] = {}
@@ -112,7 +114,7 @@ def deploy(
         evaluated_as('folded', folded)
         for name in evaluated:
             evaluated_as(name, plug_engine(copy.deepcopy(folded), out, name))
-    worst = max(folding.errors, key=folding.errors.get)
+    worst = max(folding.errors, key=lambda name: folding.errors[name])
     return Report(
         out=str(out),
         layers=len(folded.gdrq_folded),
@@ -285,7 +287,7 @@ def _examine_part(part: Exported, in_float: Optional[Path], rounds: int) -> Grap
     if in_float is not None:
         x = part.example.numpy()
         runs = {name: runner.open(path) for name, path in (('low-bit', part.path), ('float', in_float))}
-        times = interleave({name: lambda f=f: f(x) for name, f in runs.items()}, rounds)
+        times = interleave({name: partial(f, x) for name, f in runs.items()}, rounds)
         timed['milliseconds'] = 1000 * statistics.median(times['low-bit'])
         timed['speedup'] = speedup(times, 'low-bit', 'float')
     return GraphReport(

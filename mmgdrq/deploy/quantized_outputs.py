@@ -58,10 +58,10 @@ def quantized_outputs(model: nn.Module, engine: Engine, run: Optional[Run] = Non
         quantizer.set_range(torch.ones(()), signed=True)
     run = run or made_up_run(probe)
     folded = fold(probe, example=run)
-    model = block_model(folded, engine)
-    inputs, _ = example_inputs(model.parts, lambda: run(model.model))
+    lowered = block_model(folded, engine)
+    inputs, _ = example_inputs(lowered.parts, lambda: run(lowered.model))
     with tempfile.TemporaryDirectory() as folder:
-        parts = [write_part(model, part, inputs[part.name], Path(folder, 'part.onnx')) for part in model.parts]
+        parts = [write_part(lowered, part, inputs[part.name], Path(folder, 'part.onnx')) for part in lowered.parts]
     blocks = {module.block.name: module for part in parts for module in part.blocks}
     return [
         QuantizedOutput(name, folded.gdrq_folded[name].norm or name, module.block.lowest, module.output.own)

@@ -4,7 +4,7 @@ What is called ``result``, ``values``, ``stored``, ``inside``, ``statistic``, ``
 returns nothing receives what it computes. The other implementations give the same bits, but for the order of sums.
 """
 
-from typing import Optional
+from typing import Any, Optional
 
 import torch
 from torch import Tensor
@@ -187,7 +187,7 @@ def clip_rows(x: Tensor, bounds: Optional[Tensor], k: float) -> None:
 def checksum(x: Tensor) -> tuple[int, ...]:
     """Numbers that depend on every bit of a dense CPU tensor, and on its place."""
     flat = x.as_strided((x.numel(),), (1,)).view(torch.uint8).long()
-    return flat.sum().item(), flat.mul_(torch.arange(1, flat.numel() + 1)).sum().item()
+    return int(flat.sum()), int(flat.mul_(torch.arange(1, flat.numel() + 1)).sum())
 
 
 def _float32(values: Tensor) -> Tensor:
@@ -213,7 +213,7 @@ def _to_bytes(codes: Tensor, stored: Tensor, lowest: int, highest: int) -> None:
 def _inside(x: Tensor, threshold: Tensor, lowest: int) -> Tensor:
     """1 where ``x`` lies inside the range, else 0, as uint8. Arithmetic is vectorized, comparing is not."""
     clipped = take('work', x, torch.float32)
-    high = threshold.item() if x.device.type == 'cpu' else threshold
+    high: Any = threshold.item() if x.device.type == 'cpu' else threshold
     torch.clamp(x, -high if lowest else high * 0, high, out=clipped)
     outside = take('bytes', x, torch.uint8)
     outside.view(torch.bool).copy_(clipped.sub_(x))

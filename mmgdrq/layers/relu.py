@@ -37,5 +37,5 @@ def set_lean_relu(model: nn.Module, lean: bool = True, kernels: bool = True) -> 
         if type(module) in (nn.ReLU, LeanReLU):
             module.__class__ = LeanReLU if lean else nn.ReLU
             if lean:
-                module.kernels = kernels
+                module.kernels = kernels  # type: ignore[assignment]  # torch expects a tensor or a module
     return sum(isinstance(module, LeanReLU) for module in all_modules(model))

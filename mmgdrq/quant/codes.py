@@ -218,4 +218,6 @@ def encode_activation(
     step = torch.empty((), dtype=torch.float32, device=x.device) if keep else None
     rule = (threshold.detach(), levels, MIN_STEP, low, high, flagged, powers)
     operators(kernels).encode(x, values, stored, inside, statistic, step, *rule)
-    return Encoded(values, None if stored is None else Codes(stored, step, low, inside, flagged, kernels))
+    if stored is None or step is None:
+        return Encoded(values, None)
+    return Encoded(values, Codes(stored, step, low, inside, flagged, kernels))

@@ -104,7 +104,7 @@ def module_part(name: str, module: nn.Module) -> Part:
             _check_one_tensor(name, x, *args, **kwargs)
             return call(x)
 
-        module.forward = forward  # type: ignore[method-assign]
+        module.forward = forward
 
     def watch(see: See) -> Callable[[], None]:
         def keep(_, args, kwargs):

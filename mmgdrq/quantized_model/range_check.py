@@ -33,7 +33,7 @@ class RangeCheck:
         self.counts: dict[str, Tensor] = {}
         self.handles = [q.register_forward_pre_hook(self._look(name)) for name, q in _quantizers(model)]
 
-    def _look(self, name: str) -> Callable[[nn.Module, tuple], None]:
+    def _look(self, name: str) -> Callable[..., None]:
         @torch.no_grad()
         def look(quantizer: ActivationQuantizer, args: tuple) -> None:
             x = args[0]

@@ -1,6 +1,6 @@
 """Whether the steps of an optimizer are seen by what is attached to it."""
 
-from collections.abc import Iterable
+from collections.abc import Iterator
 from typing import Optional
 
 from torch import nn
@@ -37,7 +37,7 @@ class StepWatch:
         return self.seen
 
 
-def _versions(model: nn.Module) -> Iterable[int]:
+def _versions(model: nn.Module) -> Iterator[int]:
     """How often the weights that are trained were changed, as torch counts it."""
     weights = (layer.stored_weight() for layer in quantized_layers(model))
     return (weight._version for weight in weights if weight.requires_grad)

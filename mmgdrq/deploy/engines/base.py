@@ -64,7 +64,9 @@ class BlockCall:
 class Reader(Protocol):
     """Who reads what in a graph; :class:`mmgdrq.deploy.export.graph_reader.GraphReader`."""
 
-    calls: Sequence[BlockCall]
+    @property
+    def calls(self) -> Sequence[BlockCall]:
+        """All calls of blocks, in the order of the graph."""
 
     def leaves(self, node) -> bool:
         """Whether an output leaves the network, or leads to no further quantized layer."""

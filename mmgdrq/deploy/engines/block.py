@@ -4,7 +4,7 @@ A block says nothing about an engine; what each engine makes of it is in the fil
 """
 
 from dataclasses import dataclass
-from typing import Any, Optional
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -52,9 +52,9 @@ class Block:
     stride: int
     scale: Tensor
     offset: Tensor
-    step: Optional[Tensor]
-    limits: Optional[tuple[int, int]]
-    geometry: Optional[tuple[Any, ...]]
+    step: Any  # a tensor, a pair, a tuple; None says what kind of block it is, and who asks for them knows the kind
+    limits: Any
+    geometry: Any
 
     @property
     def is_integer(self) -> bool:
@@ -113,7 +113,7 @@ def block_of(name: str, layer: nn.Module, entry: FoldedLayer) -> Block:
     )
 
 
-def _padding_of(name: str, layer: nn.Conv2d) -> tuple[int, ...]:
+def _padding_of(name: str, layer: Any) -> tuple[int, ...]:
     """Zeros on each side, a number for each dimension."""
     totals = [dilation * (size - 1) for dilation, size in zip(layer.dilation, layer.kernel_size)]
     if layer.padding_mode == 'zeros':

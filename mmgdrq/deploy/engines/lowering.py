@@ -42,7 +42,7 @@ def float_layer(g, x, weight, bias, block: Block):
 
 def dequantized_weight(g, block: Block, refinement: int, packed: bool):
     """The weight as float values: from its codes times ``refinement``, or as it is where it has no codes."""
-    step = 1.0 if block.step is None else block.step
+    step = torch.ones(()) if block.step is None else block.step
     if block.bits > 8:
         return constant(g, _codes(block) * (block.scale / step).reshape(-1, *[1] * (block.weight.dim() - 1)))
     scale = constant(g, written_scale(block.unit, step, refinement))

@@ -74,5 +74,6 @@ def _kernels(path: Path) -> list[tuple[str, str, str]]:
     found = []
     for node in model.get_runtime_model().get_ops():
         info = {key: str(value.astype(str)) for key, value in node.get_rt_info().items() if key in keys}
-        found.append(tuple(info.get(key, '') for key in keys))
+        kind, precision, layers = (info.get(key, '') for key in keys)
+        found.append((kind, precision, layers))
     return found

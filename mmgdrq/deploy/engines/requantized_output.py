@@ -94,9 +94,10 @@ def _scale_and_offset(tail: nn.Module, layer: nn.Module) -> tuple[Tensor, Tensor
     if not isinstance(tail, _BatchNorm):
         bias = layer.offset if hasattr(layer, 'input_codes') else layer.bias
         return one, 0 * one if bias is None else bias
-    gamma, beta = (one, 0 * one) if tail.weight is None else (tail.weight, tail.bias)
-    scale = gamma / torch.sqrt(tail.running_var + tail.eps)
-    mean = tail.running_mean
+    norm: Any = tail  # one with running statistics
+    gamma, beta = (one, 0 * one) if norm.weight is None else (norm.weight, norm.bias)
+    scale = gamma / torch.sqrt(norm.running_var + norm.eps)
+    mean = norm.running_mean
     if getattr(layer, 'bias', None) is not None:  # a folded layer has none: it is part of the mean
         mean = mean - layer.bias
     return scale, beta - mean * scale

@@ -62,7 +62,8 @@ def block_model(folded: nn.Module, engine: Engine, variant: Callable[[Block], Bl
         ExportError: a layer that no block describes, or a model without known dense parts.
     """
     refuse_affine(folded.gdrq_folded)
-    model, exported = merge_norms(copy.deepcopy(folded).cpu()), []
+    model = merge_norms(copy.deepcopy(folded).cpu())
+    exported: list[BlockModule] = []
     trained = _checked_grids(folded)
     blocks: dict[int, BlockModule] = {}
     for name, entry in model.gdrq_folded.items():

@@ -256,8 +256,10 @@ def _check_fit(path: Path, layers: dict[str, nn.Module], entries: dict[str, Fold
 
 def _adopt_norm_affine(model: nn.Module, norm: Optional[str], tensors: dict[str, Tensor]) -> None:
     """A BN without affine parameters got them by folding."""
-    module = model.get_submodule(norm) if norm else None
-    if norm and f'{norm}.weight' in tensors and module.weight is None:
+    if not norm:
+        return
+    module = model.get_submodule(norm)
+    if f'{norm}.weight' in tensors and module.weight is None:
         module.weight = nn.Parameter(torch.ones_like(module.running_mean))
         module.bias = nn.Parameter(torch.zeros_like(module.running_mean))
 

@@ -90,7 +90,10 @@ def run_example(model: nn.Module, example: Example) -> object:
     """Run ``model`` on an example, see :func:`fold`."""
     if isinstance(example, Tensor):
         return model(example)
-    return model(*example) if isinstance(example, tuple) else example(model)
+    if isinstance(example, tuple):
+        return model(*example)
+    assert example is not None
+    return example(model)
 
 
 def check_foldable(model: nn.Module) -> None:

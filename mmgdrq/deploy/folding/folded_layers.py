@@ -222,14 +222,15 @@ def _input_codes(entry: FoldedLayer) -> nn.Module:
 
 def become_folded_model(model: nn.Module, layers: Mapping[str, FoldedLayer]) -> None:
     """Note at the root of a model what its layers became; a quantized model inside it no longer expects them."""
-    model.gdrq_folded = dict(layers)
+    model.gdrq_folded = dict(layers)  # type: ignore[assignment]  # torch expects a tensor or a module
     for module in all_modules(model):
         if is_root(module):
             remember_layers(module)
             module._buffers.pop(FROZEN, None)  # it does not train
         for name, dtype in STORED_TYPES.items():
-            if module._buffers.get(name) is not None:
-                module._buffers[name] = module._buffers[name].to(dtype)
+            held = module._buffers.get(name)
+            if held is not None:
+                module._buffers[name] = held.to(dtype)
 
 
 def unread_parameters(folded: nn.Module) -> list[str]:

@@ -32,7 +32,9 @@ def _head_of(model: nn.Module) -> Optional[str]:
 
 def _part_of_one_head(model: nn.Module) -> list[Part]:
     _check_heads(model)
-    return [_with_head(model, _head_of(model))]
+    head = _head_of(model)
+    assert head is not None, 'as _has_one_head says'
+    return [_with_head(model, head)]
 
 
 def _check_heads(model: nn.Module) -> None:
@@ -57,7 +59,7 @@ def _with_head(model: nn.Module, attribute: str) -> Part:
     head = getattr(model, attribute)
 
     def replace_by(call: Call) -> None:
-        model.extract_feat = lambda inputs, *args, **kwargs: call(inputs)
+        model.extract_feat = lambda inputs, *args, **kwargs: call(inputs)  # type: ignore[assignment]
         head.forward = lambda feats, *args, **kwargs: feats
 
     return Part('dense', Dense(model, lambda x: head(model.extract_feat(x))), replace_by, _watching(model))
@@ -73,7 +75,7 @@ def _with_rpn(model: nn.Module) -> Part:
             feats, waiting.proposals = call(inputs)
             return feats
 
-        model.extract_feat = extract_feat
+        model.extract_feat = extract_feat  # type: ignore[assignment]
         model.rpn_head.forward = lambda feats, *args, **kwargs: vars(waiting).pop('proposals')
 
     return Part('dense', Dense(model, lambda x: _and_rpn(model, model.extract_feat(x))), replace_by, _watching(model))
@@ -93,7 +95,7 @@ def _watching(model: nn.Module) -> Callable[[See], Callable[[], None]]:
             see(inputs)
             return original(inputs, *args, **kwargs)
 
-        model.extract_feat = watched
+        model.extract_feat = watched  # type: ignore[assignment]
         return lambda: delattr(model, 'extract_feat')
 
     return watch
