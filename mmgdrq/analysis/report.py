@@ -110,7 +110,7 @@ def _rows_of_groups(filters: Tensor, ranges: Tensor, group_size: int) -> Iterato
 def _input(sample: Tensor, quantizer: ActivationQuantizer) -> tuple[float, float, float]:
     spec = quantizer.spec
     if quantizer.is_ready():
-        signed, threshold = bool(quantizer.signed), quantizer.threshold.abs()
+        signed, threshold = bool(quantizer.signed), quantizer.threshold.detach().reshape(()).abs()
     else:
         signed = bool(sample.amin() < 0) if spec.signed == 'auto' else spec.signed
         threshold = threshold_of(collect(sample, spec, signed), spec, signed)

@@ -34,7 +34,8 @@ class ActivationQuantizer(Quantizer):
     one step of the running threshold. The first call that is not all zero calibrates; at the end of its
     iteration :meth:`settle` replaces that range by the one of all calls and ranks.
 
-    Buffers: ``threshold`` (scalar T); the flags ``signed`` and ``initialized``, as 0.0 or 1.0, which can be averaged.
+    Buffers: ``threshold`` (scalar T; a learned one is a parameter of shape ``(1,)``); the flags ``signed`` and
+    ``initialized``, as 0.0 or 1.0, which can be averaged.
     """
 
     def __init__(self, spec: ActivationSpec, device=None) -> None:
@@ -44,7 +45,7 @@ class ActivationQuantizer(Quantizer):
         self.observed = False
         threshold = torch.zeros((), device=device)
         if rule_of(spec).learned:
-            self.threshold = nn.Parameter(threshold)
+            self.threshold = nn.Parameter(threshold.reshape(1))  # FSDP2 takes no scalars
         else:
             self.register_buffer('threshold', threshold)
         self.register_buffer('signed', torch.tensor(float(spec.signed is True), device=device))
@@ -84,7 +85,7 @@ class ActivationQuantizer(Quantizer):
             return clip(self._idle(x), threshold.detach(), signed)
         levels, limits = self.spec.levels(signed), self.spec.code_limits(signed)
         if self.rule.learned and (torch.is_grad_enabled() or not encode):
-            step = step_of(recorded(self.threshold), levels)
+            step = step_of(recorded(threshold), levels)
             scale = learned_range_scale(x.numel(), limits, levels)
             values = fake_quantize_learned(x, step, limits, scale, kernels=self.kernels)
             return encode_learned(values, x, step, limits, kernels=self.kernels) if encode else values
@@ -106,7 +107,7 @@ class ActivationQuantizer(Quantizer):
     def _range(self) -> tuple[Tensor, bool]:
         """Threshold and sign; in a recomputation by the backward pass those of its forward pass."""
         if self.rule.learned:  # only an optimizer moves it
-            return self.threshold, self._signed
+            return self.threshold.reshape(()), self._signed
         kept = self.state.passes.kept(self)
         return (self.threshold, self._signed) if kept is None else kept
 
@@ -322,7 +323,7 @@ def step_thresholds(quantizers: Sequence[ActivationQuantizer]) -> None:
 def _step_alike(quantizers: list[ActivationQuantizer]) -> None:
     spec, signed, _ = quantizers[0].alike()
     new = rule_of(spec).range_of(torch.stack([q.statistic for q in quantizers]), spec, signed).high
-    old = torch.stack([q.threshold for q in quantizers])
+    old = torch.stack([q.threshold.reshape(()) for q in quantizers])
     steps = torch.where(torch.isfinite(new), (new - old) * spec.momentum, 0.0)
     for quantizer, before, step in zip(quantizers, old.unbind(), steps.unbind()):
         quantizer.state.passes.keep(quantizer, (before, signed))

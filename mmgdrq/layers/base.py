@@ -67,9 +67,18 @@ class QuantizedLayer(ModuleMixin):
         scale_clip_(self.stored_weight(), self.weight_quantizer.spec, self.weight_quantizer.kernels)
 
     def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
+        self._forget_unfit(state_dict, prefix, args[-1])
         super()._load_from_state_dict(state_dict, prefix, *args)
         if any(prefix + key in state_dict for key in WEIGHT_KEYS):
             self.forget_ranges(state_dict, prefix)
+
+    def _forget_unfit(self, state_dict: dict[str, Any], prefix: str, messages: list[str]) -> None:
+        """Let the range start anew that comes with a weight of another shape, which will not be loaded."""
+        flag, own = f'{prefix}weight_quantizer.initialized', self._parameters.get('weight')
+        saved = state_dict.get(prefix + 'weight')
+        if flag in state_dict and saved is not None and own is not None and saved.shape != own.shape:
+            state_dict[flag] = torch.zeros_like(state_dict[flag])
+            messages.append(f'{prefix}weight_quantizer: its range starts anew, as the weight has another shape')
 
     def forget_ranges(self, state_dict: Mapping[str, Tensor], prefix: str) -> None:
         """Start the ranges anew, as the weight was loaded, unless the state has ranges of the layer ``prefix`` too."""

@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Iterable
-from typing import Optional
+from typing import Any, Optional
 
 import torch
 from torch import Tensor, nn
@@ -60,9 +60,26 @@ class Quantizer(nn.Module):
                 f'for {self.describe(self.format)}. Use the config it was trained with, or start from '
                 'its float weights'
             )
+        fits = self._fit_shapes(state_dict, prefix)
         super()._load_from_state_dict(state_dict, prefix, *args)
         self.format.copy_(self._layout)  # not what half precision has made of it
         self._held = None
+        if not fits:
+            self.forget()  # the flag of another range has been loaded
+            args[-1].append(f'{prefix[:-1]}: its range starts anew')
+
+    def _fit_shapes(self, state_dict: dict[str, Any], prefix: str) -> bool:
+        """Reshape single numbers, which older versions saved without a dimension; whether all tensors fit."""
+        fits = True
+        for name, tensor in (*self._parameters.items(), *self._buffers.items()):
+            saved = state_dict.get(prefix + name)
+            if saved is None or tensor is None or saved.shape == tensor.shape:
+                continue
+            if saved.numel() == tensor.numel() == 1:
+                state_dict[prefix + name] = saved.reshape(tensor.shape)
+            else:
+                fits = False
+        return fits
 
     @property
     def rule(self) -> RangeRule:

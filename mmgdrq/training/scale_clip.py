@@ -8,8 +8,10 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ..layers import WeightQuantizer, quantized_layers
+from ..layers.walk import activation_quantizers
 from ..quantized_model.state import states_in
 from ..quantized_model.steps import StepWatch
+from .older_optimizers import reshape_learned
 from .optimizer_check import check_optimizer, check_quantized, held_by, warn_left_out
 
 
@@ -49,9 +51,16 @@ class ScaleClip:
         check_optimizer(optimizer)
         handle = optimizer.register_step_post_hook(lambda *_: self._after(optimizer))
         self._unchecked.append(optimizer)
+        self._reshape(optimizer)  # where it has been loaded, and where it will be
+        if hasattr(optimizer, 'register_load_state_dict_post_hook'):
+            optimizer.register_load_state_dict_post_hook(self._reshape)
         for state in states_in(self.model):
             state.steps = state.steps or StepWatch()
         return handle
+
+    def _reshape(self, optimizer: Optimizer) -> None:
+        learned = [quantizer.learned() for quantizer in activation_quantizers(self.model)]
+        reshape_learned(optimizer, [parameter for parameter in learned if parameter is not None])
 
     def __call__(self) -> None:
         """Project now, if enabled."""

@@ -100,7 +100,7 @@ def _rounded_input(quantizer: nn.Module, entry: FoldedLayer) -> nn.Module:
         rounded.step.copy_(quantizer.scale)
     else:
         levels = quantizer.spec.levels(entry.input[0] < 0)
-        rounded.step.copy_(step_of(quantizer.threshold.detach().abs(), levels))
+        rounded.step.copy_(step_of(quantizer.threshold.detach().reshape(()).abs(), levels))
     return rounded
 
 

@@ -256,5 +256,5 @@ def input_codes(layer: nn.Module) -> tuple[Tensor, Optional[tuple[int, int]], in
     if not isinstance(quantizer, ActivationQuantizer):
         return layer.stored_weight().new_ones(()), None, 32
     spec, signed = quantizer.spec, bool(quantizer.signed)
-    step = step_of(quantizer.threshold.detach().abs(), spec.levels(signed))
+    step = step_of(quantizer.threshold.detach().reshape(()).abs(), spec.levels(signed))
     return step, spec.code_limits(signed), spec.bits
