@@ -6,11 +6,14 @@ from mmengine.config import Config
 
 import mmgdrq
 import mmgdrq_runtime
-from mmgdrq_runtime.engines import is_installed
+from mmgdrq.deploy.end2end import DECODERS, write_end2end
+from mmgdrq_runtime.engines import ONNXRUNTIME, is_installed
+from mmgdrq_runtime.preprocessing import STEPS, ImageInfo
 from tests.helpers.deployed import deploy_random
 from tests.helpers.pictures import smooth_image
 from tests.helpers.stable_order import keep_order_of_equals
 
+onnxruntime = pytest.importorskip('onnxruntime', reason='onnxruntime is not installed')
 pytest.importorskip('onnx', reason='onnx is not installed')
 CONFIGS = (
     'resnet18_digits',
@@ -73,3 +76,23 @@ def test_names_of_classes(deployed):
     path, *_ = deployed
     model = mmgdrq_runtime.load(path)
     assert model.classes[-10:] == list('0123456789')
+
+
+def test_one_graph_gives_the_same(deployed, tmp_path):
+    """Its boxes are in pixels of the resized image."""
+    path, _, images = deployed
+    model = mmgdrq_runtime.load(path, threads=1)
+    if model.pipeline['decoder']['type'] not in DECODERS:
+        with pytest.raises(mmgdrq_runtime.ExportError, match='has no ONNX operators'):
+            write_end2end(path, 'onnxruntime', tmp_path / 'end2end.onnx')
+        return
+    image = images[0]
+    for step in model.pipeline['preprocessing']['steps']:
+        image, _ = STEPS[step['type']](image, ImageInfo(image.shape[:2], image.shape[:2]), step)
+    file = write_end2end(path, 'onnxruntime', tmp_path / 'end2end.onnx')
+    session = onnxruntime.InferenceSession(str(file), **ONNXRUNTIME)
+    found = dict(zip([value.name for value in session.get_outputs()], session.run(None, {'image': image[None]})))
+    if 'boxes' in found:
+        found['boxes'] = found['boxes'] * (len(images[0]) / len(image))
+    for name, value in found.items():
+        assert np.abs(value - getattr(model(images[0]), name)).max() < 1e-4

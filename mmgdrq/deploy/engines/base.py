@@ -91,6 +91,7 @@ class Engine:
         simulates: whether it computes something else than the quantized model, which can be trained with.
         packs_weights: whether it turns packed weights into constants while loading.
         max_distance: how far a value may lie from a tie, in steps, where its code differs from torch's.
+        suppresses_equal: whether its NonMaxSuppression drops boxes whose overlap is exactly the threshold, too.
     """
 
     name: ClassVar[str]
@@ -99,6 +100,7 @@ class Engine:
     simulates: ClassVar[bool] = False
     packs_weights: ClassVar[bool] = True
     max_distance: ClassVar[float] = math.inf
+    suppresses_equal: ClassVar[bool] = False
 
     def adapt(self, block: Block) -> Block:
         """The block as this engine can hold it."""

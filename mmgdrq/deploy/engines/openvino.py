@@ -22,6 +22,7 @@ class OpenVINO(Engine):
 
     name = 'openvino'
     max_distance = 1e-3
+    suppresses_equal = True
 
     def codes(
         self, x: Tensor, step: Tensor, zero: int, limits: tuple[int, int], kernel: Optional[str] = None
