@@ -177,7 +177,7 @@ def clip_rows(x: Tensor, bounds: Optional[Tensor], k: float) -> None:
 
 
 def relu(x: Tensor, result: Tensor, positive: Tensor) -> None:
-    """``result = max(x, 0)``, which may be ``x`` itself; ``positive`` receives one bit an element."""
+    """``result = max(x, 0)``, which may be ``x`` itself; ``positive`` receives one bit per element."""
     _call('relu', x, result, positive, x.numel())
     if result is x:
         increment_version(x)

@@ -59,7 +59,7 @@ def operators(kernels: bool = True):
 
 
 def packs_signs(x: Tensor, kernels: bool) -> bool:
-    """Whether the ReLU of :mod:`mmgdrq.kernels.cpu`, which keeps one bit an element, works on a dense tensor."""
+    """Whether the ReLU of :mod:`mmgdrq.kernels.cpu`, which keeps one bit per element, works on a dense tensor."""
     return operators(kernels) is _registered and cpu.usable(x)
 
 

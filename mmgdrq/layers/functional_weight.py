@@ -13,14 +13,14 @@ from torch import Tensor, nn
 from .base import QuantizedLayer
 
 
-def lent(layer: nn.Module, **tensors: Tensor) -> nn.Module:
+def functional_copy(layer: nn.Module, **tensors: Tensor) -> nn.Module:
     """A shallow copy of ``layer`` that has the given tensors in place of its parameters of these names.
 
     The layer itself stays as it is, so that several threads may use it at once.
 
     >>> import torch
     >>> layer = nn.Linear(2, 1, bias=False)
-    >>> lent(layer, weight=torch.tensor([[1.0, 2.0]])).forward(torch.ones(1, 2)).item()
+    >>> functional_copy(layer, weight=torch.tensor([[1.0, 2.0]])).forward(torch.ones(1, 2)).item()
     3.0
     >>> isinstance(layer.weight, nn.Parameter)
     True
@@ -68,14 +68,14 @@ def _blank(cls: type, behaviour: type, own: tuple[str, ...]) -> nn.Module:
     return object.__new__(_derived(cls, behaviour, own))
 
 
-class Lending(QuantizedLayer):
+class FunctionalWeight(QuantizedLayer):
     """A layer that runs the float layer's forward pass with a quantized weight and first input.
 
     An input that is a list of tensors (TridentNet) is quantized tensor by tensor.
     """
 
     def forward(self, input: Any, *args: Any, **kwargs: Any) -> Any:
-        weight, x = self.lendable(), self.quantized_input(input)
+        weight, x = self.functional_weight(), self.quantized_input(input)
         if torch.compiler.is_compiling():  # it cannot trace the copy, and one thread traces at a time
             parameters: dict[str, Any] = self._parameters
             kept, parameters['weight'] = parameters['weight'], weight
@@ -83,10 +83,10 @@ class Lending(QuantizedLayer):
                 return super().forward(x, *args, **kwargs)
             finally:
                 parameters['weight'] = kept
-        twin = cast(Lending, lent(self, weight=weight))
-        return super(Lending, twin).forward(x, *args, **kwargs)
+        twin = cast(FunctionalWeight, functional_copy(self, weight=weight))
+        return super(FunctionalWeight, twin).forward(x, *args, **kwargs)
 
-    def lendable(self) -> Tensor:
+    def functional_weight(self) -> Tensor:
         """The fake-quantized weight, in the shape of the parameter."""
         return self.weight_quantizer(self.filters())
 

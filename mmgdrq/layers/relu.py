@@ -1,4 +1,4 @@
-"""A ReLU that keeps one bit an element for its backward pass."""
+"""A ReLU that keeps one bit per element for its backward pass."""
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +10,7 @@ from .walk import all_modules
 class LeanReLU(nn.ReLU):
     """``nn.ReLU`` with the same values and gradients, which keeps signs in place of its output.
 
-    Before a quantized layer, which keeps codes, nothing else holds on to that output: it was four bytes an element.
+    Before a quantized layer, which keeps codes, nothing else holds on to that output: it was four bytes per element.
 
     Attributes:
         kernels: whether kernels may be used.

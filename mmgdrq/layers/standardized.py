@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ..quant import scale_clip_
 from .base import QuantizedLayer
-from .functional_weight import lent
+from .functional_weight import functional_copy
 
 
 class _Standardized(QuantizedLayer):
@@ -58,5 +58,5 @@ class SAConv2d(_Standardized):
         small = self.filters()
         # the float layer adds the difference to the quantized small weight
         difference = self.weight_quantizer(small + self.weight_diff) - self.weight_quantizer(small)
-        twin = cast(_Standardized, lent(self, weight_diff=difference))
+        twin = cast(_Standardized, functional_copy(self, weight_diff=difference))
         return super(_Standardized, twin).forward(x)

@@ -15,7 +15,7 @@ from .base import is_quantized
 from .conv import Conv2d
 from .conv_nd import Conv1d, Conv3d
 from .custom_forward import CustomForward, called_operation
-from .functional_weight import Lending, derive
+from .functional_weight import FunctionalWeight, derive
 from .linear import Linear
 from .standardized import ConvAWS2d, ConvWS2d, SAConv2d
 from .transposed import ConvTranspose1d, ConvTranspose2d, ConvTranspose3d
@@ -60,20 +60,20 @@ WRAPPERS: dict[str, type] = {
 """Subclasses whose forward pass does the same as that of torch's layer."""
 
 BEHAVIOURS: dict[str, tuple[str, type]] = {
-    'mmcv.cnn.bricks.conv2d_adaptive_padding.Conv2dAdaptivePadding': ('conv', Lending),
+    'mmcv.cnn.bricks.conv2d_adaptive_padding.Conv2dAdaptivePadding': ('conv', FunctionalWeight),
     'mmcv.cnn.bricks.conv_ws.ConvWS2d': ('conv', ConvWS2d),
     'mmcv.cnn.bricks.conv_ws.ConvAWS2d': ('conv', ConvAWS2d),
     'mmcv.ops.saconv.SAConv2d': ('conv', SAConv2d),
-    'mmcv.ops.deform_conv.DeformConv2d': ('conv', Lending),
-    'mmcv.ops.deform_conv.DeformConv2dPack': ('conv', Lending),
-    'mmcv.ops.modulated_deform_conv.ModulatedDeformConv2d': ('conv', Lending),
-    'mmcv.ops.modulated_deform_conv.ModulatedDeformConv2dPack': ('conv', Lending),
-    'mmcv.ops.masked_conv.MaskedConv2d': ('conv', Lending),
-    'mmdet.models.backbones.trident_resnet.TridentConv': ('conv', Lending),
+    'mmcv.ops.deform_conv.DeformConv2d': ('conv', FunctionalWeight),
+    'mmcv.ops.deform_conv.DeformConv2dPack': ('conv', FunctionalWeight),
+    'mmcv.ops.modulated_deform_conv.ModulatedDeformConv2d': ('conv', FunctionalWeight),
+    'mmcv.ops.modulated_deform_conv.ModulatedDeformConv2dPack': ('conv', FunctionalWeight),
+    'mmcv.ops.masked_conv.MaskedConv2d': ('conv', FunctionalWeight),
+    'mmdet.models.backbones.trident_resnet.TridentConv': ('conv', FunctionalWeight),
     # cosine layers: normalizing a quantized filter again only changes its step
-    'mmdet.models.layers.normed_predictor.NormedLinear': ('linear', Lending),
-    'mmdet.models.layers.normed_predictor.NormedConv2d': ('conv', Lending),
-    'mmpretrain.models.heads.margin_head.NormProduct': ('linear', Lending),
+    'mmdet.models.layers.normed_predictor.NormedLinear': ('linear', FunctionalWeight),
+    'mmdet.models.layers.normed_predictor.NormedConv2d': ('conv', FunctionalWeight),
+    'mmpretrain.models.heads.margin_head.NormProduct': ('linear', FunctionalWeight),
 }
 """Layers with a forward pass of their own -> their kind and what makes them quantized."""
 

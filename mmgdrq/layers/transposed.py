@@ -24,7 +24,7 @@ def filters_first(weight: Tensor, groups: int) -> Tensor:
 
 
 class _ConvTranspose(QuantizedLayer):
-    """One range a group of output filters, as for an ordinary convolution."""
+    """One range per group of output filters, as for an ordinary convolution."""
 
     def filters(self) -> Tensor:
         return filters_first(self.weight, self.groups)

@@ -26,7 +26,7 @@ from .state import FLOAT
 
 
 class WeightQuantizer(Quantizer):
-    """Fake-quantizes the weight of one layer, with one range a group of filters.
+    """Fake-quantizes the weight of one layer, with one range per group of filters.
 
     Ranges such as ``'mean'`` follow the weight in every forward pass and have no state. A rule that improves its
     range, such as ``'search'``, keeps a buffer ``alpha`` of shape ``(G,)``, renewed once a training iteration (or

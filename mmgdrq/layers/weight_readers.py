@@ -7,7 +7,7 @@ from typing import Any, Optional, cast
 from torch import nn
 
 from .base import ModuleMixin, QuantizedLayer, is_quantized
-from .functional_weight import derive, lent
+from .functional_weight import derive, functional_copy
 
 Reads = tuple[tuple[str, Optional[str]], ...]
 """Name of a child -> the argument of the parent's forward pass that the child's weight is applied to."""
@@ -33,7 +33,7 @@ class WeightReader(ModuleMixin):
         for name, argument in self.reads:
             child = self.get_submodule(name)
             if is_quantized(child):
-                reader = _with_child(reader, name, lent(child, weight=child.weight_quantizer(child.weight)))
+                reader = _with_child(reader, name, functional_copy(child, weight=child.weight_quantizer(child.weight)))
                 inputs[argument] = child.activation_quantizer(inputs[argument])
         return super(WeightReader, cast(WeightReader, reader)).forward(**inputs)
 
@@ -43,7 +43,7 @@ def _with_child(parent: nn.Module, name: str, child: nn.Module) -> nn.Module:
     first, _, rest = name.partition('.')
     if rest:
         child = _with_child(parent.get_submodule(first), rest, child)
-    copied = lent(parent)
+    copied = functional_copy(parent)
     copied._modules = {**parent._modules, first: child}
     return copied
 

@@ -138,7 +138,7 @@ def encode_weight(
 
     Args:
         weight: shape ``(O, ...)``, any floating dtype.
-        step: positive, one value a filter, shaped to broadcast against ``weight``.
+        step: positive, one value per filter, shaped to broadcast against ``weight``.
         limits: lowest and highest code.
         offset: of the grid, 0 or 1/2 (midrise).
         kernels: whether kernels may be used.

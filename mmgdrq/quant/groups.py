@@ -37,7 +37,7 @@ def group_sizes(filters: int, group_size: int, device=None) -> Tensor:
 
 
 def per_filter(values: Tensor, filters: int, group_size: int) -> Tensor:
-    """Repeat one value a group, shape ``(G,)``, to one value a filter, shape ``(O,)``.
+    """Repeat one value per group, shape ``(G,)``, to one value per filter, shape ``(O,)``.
 
     >>> per_filter(torch.tensor([1., 2., 3.]), 5, 2)
     tensor([1., 1., 2., 2., 3.])
@@ -50,7 +50,7 @@ def per_filter(values: Tensor, filters: int, group_size: int) -> Tensor:
 
 
 def per_group(values: Tensor, group_size: int, pad: float = 0.0) -> Tensor:
-    """Arrange one value a filter, shape ``(O, ...)``, as ``(G, group_size, ...)``.
+    """Arrange one value per filter, shape ``(O, ...)``, as ``(G, group_size, ...)``.
 
     The missing filters of a smaller last group are filled with ``pad``.
 
@@ -95,5 +95,5 @@ def group_max_abs(weight: Tensor, group_size: int) -> Tensor:
 
 
 def broadcast_filters(values: Tensor, weight: Tensor) -> Tensor:
-    """View one value a filter, shape ``(O,)``, so that it broadcasts against ``weight``."""
+    """View one value per filter, shape ``(O,)``, so that it broadcasts against ``weight``."""
     return values.reshape(-1, *[1] * (weight.dim() - 1))

@@ -1,4 +1,4 @@
-"""ReLU that keeps the sign of its input for the backward pass, not its output: one bit an element (or one byte)."""
+"""ReLU that keeps the sign of its input for the backward pass, not its output: one bit per element (or one byte)."""
 
 import torch
 from torch import Tensor

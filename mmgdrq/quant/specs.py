@@ -70,7 +70,7 @@ class WeightSpec:
         _check_int('weight', 'group_size', self.group_size)
         if self.group_size < 1 and self.group_size != -1:
             raise ConfigError(
-                f'weight: group_size={self.group_size} is not possible. Expected 1 or more filters a group, '
+                f'weight: group_size={self.group_size} is not possible. Expected 1 or more filters per group, '
                 'or -1 for the whole layer'
             )
         _check_choice('weight', 'range', self.range, registry.names('weights'))

@@ -21,7 +21,7 @@ class Execution:
         codes: convolutions and linear layers keep one-byte codes for the backward pass; off: float copies.
         cache: weights that have not changed are not quantized again.
         kernels: use the compiled kernels (CPU) and Triton kernels (CUDA); off: torch functions.
-        lean_relu: every ``nn.ReLU`` keeps one bit an element for the backward pass; off: its output.
+        lean_relu: every ``nn.ReLU`` keeps one bit per element for the backward pass; off: its output.
     """
 
     codes: bool = True

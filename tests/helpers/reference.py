@@ -104,7 +104,7 @@ def statistic(calls: list, rule: str) -> float:
 
 
 def running_threshold(iterations: list, k: float, momentum: float, rule: str = 'mean') -> float:
-    """T after one update an iteration; every iteration is a list of calls, the first one sets T."""
+    """T after one update per iteration; every iteration is a list of calls, the first one sets T."""
     threshold = None
     for calls in iterations:
         new = k * statistic(calls, rule)
@@ -113,7 +113,7 @@ def running_threshold(iterations: list, k: float, momentum: float, rule: str = '
 
 
 def folded_block(acc, step_w, step_a, bias, gamma, beta, mean, var, eps) -> np.ndarray:
-    """BN output of the integer sums ``acc`` of shape (N, O, ...), all other arguments one value a filter.
+    """BN output of the integer sums ``acc`` of shape (N, O, ...), all other arguments one value per filter.
 
     y_o = (m_o s_g s_a) acc_o + (beta_o + m_o (b_o - mu_o)) with m_o = gamma_o / sqrt(var_o + eps).
     """

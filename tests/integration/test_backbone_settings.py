@@ -74,6 +74,6 @@ def test_with_cp_computes_the_same():
         first, second = step(plain, x), step(again, x)
         torch.testing.assert_close(first, second)
     for (key, expected), found in zip(thresholds(plain).items(), thresholds(again).values()):
-        torch.testing.assert_close(found, expected, msg=f'{key}: one update an iteration')
+        torch.testing.assert_close(found, expected, msg=f'{key}: one update per iteration')
     for (name, expected), found in zip(plain.named_parameters(), again.parameters()):
         torch.testing.assert_close(found, expected, msg=name)

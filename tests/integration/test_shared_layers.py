@@ -104,7 +104,7 @@ def test_ties_are_kept(name):
 
 @pytest.mark.parametrize('name', ['RTMDet', 'NAS-FPN'])
 def test_levels_pool_their_statistics(name):
-    """The range of a shared layer is that of all its inputs, and counts as one update an iteration."""
+    """The range of a shared layer is that of all its inputs, and counts as one update per iteration."""
     net, names = model_with(name)
     mmgdrq.quantize(net, weight=dict(bits=2), activation=dict(bits=4, range='mean', k=2.0, signed=True))
     layer = net.get_submodule(names[0])

@@ -1,4 +1,4 @@
-"""One update of a range an iteration: which inputs count, and which do not."""
+"""One update of a range per iteration: which inputs count, and which do not."""
 
 import copy
 from contextlib import nullcontext

@@ -1,4 +1,4 @@
-"""Adaptive average pooling as ONNX nodes for images of any size: a product with one averaging matrix a dimension.
+"""Adaptive average pooling as ONNX nodes for images of any size: a product with one averaging matrix per dimension.
 
 torch's exporter knows it only where the size of the input is known and a multiple of the output's.
 """

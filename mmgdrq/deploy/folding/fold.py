@@ -36,7 +36,7 @@ def fold(model: nn.Module, example: Example = None, pairs: Optional[Pairs] = Non
         model: a quantized model whose activation ranges are set, or a module with one inside.
         example: inputs (a tensor or a tuple), or a function that runs the model it is given. With it, the
             BN of each layer is found by tracing; without it only where the code of the containing module
-            guarantees it. A layer without a certain BN keeps one scale a filter, which is always right.
+            guarantees it. A layer without a certain BN keeps one scale per filter, which is always right.
         pairs: layer name -> BN name, where the caller knows them.
 
     Returns:

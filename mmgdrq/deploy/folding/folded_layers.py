@@ -1,4 +1,4 @@
-"""Folded layers: integer weights, integer inputs; the scale sits in BN or in one factor a filter."""
+"""Folded layers: integer weights, integer inputs; the scale sits in BN or in one factor per filter."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields

@@ -12,7 +12,7 @@ from .folded_layers import STORED
 def merge_norms(folded: nn.Module) -> nn.Module:
     """Return a copy of a folded model in which every folded layer carries its BN.
 
-    Each folded layer then (but not a stored one) has ``scale`` and ``offset``, one value a filter, and computes
+    Each folded layer then (but not a stored one) has ``scale`` and ``offset``, one value per filter, and computes
     ``scale * layer(codes) + offset``; its BN is an ``nn.Identity``. A scale may be negative or zero, as gamma may.
 
     Args:

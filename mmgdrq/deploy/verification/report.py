@@ -59,7 +59,7 @@ class Report:
     Attributes:
         out: the directory.
         layers: number of folded layers.
-        in_norm: how many of them have their scale in a BN; the others keep one scale a filter.
+        in_norm: how many of them have their scale in a BN; the others keep one scale per filter.
         not_reached: layers that the verification's inputs did not reach.
         worst_layer, worst_error: block with the largest difference to the quantized model, relative to the
             block's largest output.

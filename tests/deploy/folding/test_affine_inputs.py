@@ -13,7 +13,7 @@ from tests.layers.test_affine_quantizer import AFFINE, images, network
 
 
 class Separable(nn.Module):
-    """A stem, two depthwise convolutions (one with two filters a channel), one with a bias and a zero-padded one."""
+    """A stem, two depthwise convolutions (one with two filters per channel), one with a bias and a zero-padded one."""
 
     def __init__(self):
         super().__init__()
