@@ -39,7 +39,8 @@ class DeployedModel:
         """Run one image.
 
         Args:
-            image: a file, or an array of shape ``(H, W, 3)``, uint8, BGR.
+            image: a file, or an array of shape ``(H, W, 3)``, uint8, BGR; of a model whose config reads images in gray
+                also ``(H, W)`` or ``(H, W, 1)``.
 
         Returns:
             The data sample of the model's package, with its predictions.
@@ -55,15 +56,11 @@ class DeployedModel:
 
 
 def _check_image(image: Image) -> None:
-    if isinstance(image, np.ndarray):
-        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
-            raise InputError(
-                f'image: an array of shape {image.shape}, {image.dtype}; expected (H, W, 3), uint8, BGR, as '
-                'cv2.imread gives it'
-            )
-    elif not isinstance(image, (str, Path)):
+    if isinstance(image, np.ndarray):  # the pipeline checks it, as it knows what the config reads
+        return
+    if not isinstance(image, (str, Path)):
         raise InputError(f'image: {type(image).__name__}; expected a file or a BGR array')
-    elif not Path(image).is_file():
+    if not Path(image).is_file():
         raise InputError(f'image: {image} does not exist')
 
 

@@ -1,6 +1,7 @@
 """The test pipeline of a config for images of an application: files or arrays, without annotations."""
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Callable, Optional, Union
 
@@ -13,6 +14,12 @@ Image = Union[str, Path, np.ndarray]
 RGB_DATASETS = ('CIFAR10', 'CIFAR100')
 """Data sets of MMPretrain that hand arrays to their pipeline, whose colors are red, green and blue."""
 
+GRAY_DATASETS = ('MNIST', 'FashionMNIST')
+"""The same with arrays of shape ``(H, W)``."""
+
+GRAY, COLOR, AS_IT_IS = 'gray', 'color', 'unchanged'
+"""What a pipeline gets: arrays ``(H, W)``, arrays ``(H, W, 3)``, or what the file holds."""
+
 
 def make_pipeline(cfg: Mapping[str, Any]) -> Callable[[Image], dict[str, Any]]:
     """What prepares one image as the config's test data set does.
@@ -21,8 +28,9 @@ def make_pipeline(cfg: Mapping[str, Any]) -> Callable[[Image], dict[str, Any]]:
         cfg: the whole config; of a concatenation of data sets the first one counts.
 
     Returns:
-        A function of a file or of a BGR array ``(H, W, 3)``, uint8. It raises InputError for a file that cannot be
-        read as an image.
+        A function of a file or of an array, uint8: BGR ``(H, W, 3)``; for a config that reads its images in gray also
+        ``(H, W)`` or ``(H, W, 1)``. It raises InputError for a file that cannot be read as an image, and for an array
+        of another shape or type.
 
     Raises:
         CheckpointError: the config has no test pipeline.
@@ -32,12 +40,14 @@ def make_pipeline(cfg: Mapping[str, Any]) -> Callable[[Image], dict[str, Any]]:
 
     dataset = dataset_of_test(cfg)
     first, steps = steps_of(dataset)
-    load = TRANSFORMS.build(first) if first is not None else _read_file
+    colors = colors_of(dataset)
+    load = TRANSFORMS.build(first) if first is not None else partial(_read_file, colors)
     rest = Compose([TRANSFORMS.build(step) for step in steps])
     rgb = is_rgb(dataset)
 
     def run(image: Image) -> dict[str, Any]:
-        sample = _from_array(image) if isinstance(image, np.ndarray) else _from_file(load, str(image))
+        is_array = isinstance(image, np.ndarray)
+        sample = _from_array(_as_loaded(image, colors)) if is_array else _from_file(load, str(image))
         if rgb:
             sample['img'] = np.ascontiguousarray(sample['img'][..., ::-1])
         return rest(sample)
@@ -77,6 +87,36 @@ def is_rgb(dataset: Mapping[str, Any]) -> bool:
     return steps_of(dataset)[0] is None and class_name(dataset.get('type')) in RGB_DATASETS
 
 
+def colors_of(dataset: Mapping[str, Any]) -> str:
+    """:data:`GRAY`, :data:`COLOR` or :data:`AS_IT_IS`: what the steps of a pipeline get."""
+    first, _ = steps_of(dataset)
+    if first is None:
+        return GRAY if class_name(dataset.get('type')) in GRAY_DATASETS else COLOR
+    kind = str(first.get('color_type', 'color'))
+    return GRAY if kind.startswith('grayscale') else AS_IT_IS if kind == 'unchanged' else COLOR
+
+
+def _as_loaded(image: np.ndarray, colors: str) -> np.ndarray:
+    """An array of an application as the config's step would load it from a file."""
+    channels = image.shape[2] if image.ndim == 3 else 1 if image.ndim == 2 else 0
+    valid = {COLOR: (3,), GRAY: (1, 3), AS_IT_IS: range(1, 5)}[colors]
+    if image.dtype != np.uint8 or channels not in valid or not image.size or (colors == COLOR and image.ndim != 3):
+        gray = ' or (H, W) in gray' if colors != COLOR else ''
+        raise InputError(
+            f'image: an array of shape {image.shape}, {image.dtype}; expected (H, W, 3), uint8, BGR, as cv2.imread '
+            f'gives it{gray}'
+        )
+    if colors == COLOR or (channels > 1 and colors == AS_IT_IS):
+        return image
+    return image.reshape(image.shape[:2]) if channels == 1 else _to_gray(image)
+
+
+def _to_gray(image: np.ndarray) -> np.ndarray:
+    import cv2
+
+    return cv2.cvtColor(image, cv2.COLOR_BGR2GRAY)
+
+
 def _from_array(image: np.ndarray) -> dict[str, Any]:
     shape = image.shape[:2]
     return dict(img=image, img_id=0, img_path=None, img_shape=shape, ori_shape=shape)
@@ -89,11 +129,11 @@ def _from_file(load: Callable[[dict], dict], path: str) -> dict[str, Any]:
         raise InputError(f'image: {path} cannot be read as an image ({error})') from None
 
 
-def _read_file(sample: dict[str, Any]) -> dict[str, Any]:
+def _read_file(colors: str, sample: dict[str, Any]) -> dict[str, Any]:
     """In the place of a loading step, where the data set of the config decodes its images itself."""
     import cv2
 
-    image = cv2.imread(sample['img_path'])
+    image = cv2.imread(sample['img_path'], cv2.IMREAD_GRAYSCALE if colors == GRAY else cv2.IMREAD_COLOR)
     if image is None:
         raise ValueError('cv2 knows no such format')
     return {**_from_array(image), **sample}
