@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Callable
 
 from mmgdrq_runtime.manifest import PathLike, check_file, read_manifest
 from mmgdrq_runtime.pipeline import read_pipeline
@@ -18,7 +18,7 @@ from .yolox import add_yolox
 FLOAT, INT64, UINT8 = 1, 7, 2
 """Element types of ONNX."""
 DETECTIONS = {'boxes': (FLOAT, ['detections', 4]), 'scores': (FLOAT, ['detections']), 'labels': (INT64, ['detections'])}
-DECODERS = {
+DECODERS: dict[str, tuple[Callable[..., None], dict[str, Any]]] = {
     'classifier': (add_classifier, {'class_scores': (FLOAT, ['classes'])}),
     'dense': (add_dense, DETECTIONS),
     'yolox': (add_yolox, DETECTIONS),
