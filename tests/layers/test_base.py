@@ -182,6 +182,14 @@ def test_loading_drops_what_was_seen_before():
     assert_same(ranges(net), ranges(source))
 
 
+def test_loading_one_layer_drops_what_it_has_seen_before():
+    net, source = trained(small_net()), trained(small_net())
+    state = {key: value.clone() for key, value in source[3].state_dict().items()}
+    net(inputs(3) * 100)  # the model, which would settle this, takes no part in the loading
+    net[3].load_state_dict(state)
+    assert_same(net[3].state_dict(), state)
+
+
 def test_a_searched_range_is_searched_again_for_float_weights_that_are_loaded():
     layer = mmgdrq.quantize(nn.Sequential(nn.Linear(16, 4)), weight=dict(bits=4, range='search'))
     layer(torch.randn(3, 16))
