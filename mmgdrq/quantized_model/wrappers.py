@@ -69,10 +69,11 @@ def check_one_model(model: nn.Module) -> None:
     Raises:
         QuantizationError: says how to name the ranks.
     """
-    whole = [parameter.double() for parameter in model.parameters() if not hasattr(parameter, 'device_mesh')]
+    whole = [parameter for parameter in model.parameters() if not hasattr(parameter, 'device_mesh')]
     if not whole:  # every rank holds a part of each parameter
         return
-    own = torch.stack([torch.stack([p.sum(), p.abs().sum()]).to(whole[0].device) for p in whole]).sum(0)
+    sums = [torch.stack([p.sum(dtype=torch.float64), p.abs().sum(dtype=torch.float64)]) for p in whole]
+    own = torch.stack([pair.to(whole[0].device) for pair in sums]).sum(0)
     ends = torch.stack([own, -own])
     dist.all_reduce(ends, dist.ReduceOp.MAX)  # largest sums, and smallest with another sign
     spread = (ends[0] + ends[1]).abs().amax()
