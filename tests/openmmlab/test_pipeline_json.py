@@ -132,6 +132,11 @@ def test_images_that_are_read_otherwise(retinanet, load):
         describe_preprocessing(dict(pipeline=[load]), retinanet[0].data_preprocessor)
 
 
+def test_data_sets_that_hand_over_images_in_gray(retinanet):
+    with pytest.raises(ExportError, match='data set MNIST: images in gray are not known'):
+        describe_preprocessing(dict(type='MNIST', pipeline=[]), retinanet[0].data_preprocessor)
+
+
 def test_the_reason_is_written_and_told(retinanet, tmp_path, monkeypatch):
     model, cfg = retinanet
     monkeypatch.setattr('mmgdrq.openmmlab.pipeline_json.read_manifest', lambda path: {'graphs': graphs(10)})

@@ -7,7 +7,7 @@ from torch import nn
 
 from ...errors import ExportError
 from ..config_parts import class_name, registered
-from ..pipeline import is_rgb, steps_of
+from ..pipeline import COLOR, colors_of, is_rgb, steps_of
 
 Step = Mapping[str, Any]
 OWNERS = ('mmcv', 'mmdet', 'mmseg', 'mmpretrain')
@@ -27,6 +27,8 @@ def describe_preprocessing(dataset: Mapping[str, Any], preprocessor: nn.Module) 
     load, steps = steps_of(dataset)
     if load is not None:
         _check_load(load)
+    if colors_of(dataset) != COLOR:
+        raise ExportError(f'data set {class_name(dataset.get("type"))}: images in gray are not known')
     described = [dict(type='reverse_channels')] if is_rgb(dataset) else []
     for step in steps:
         described += _describe_step(step)
