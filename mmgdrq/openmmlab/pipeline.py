@@ -46,8 +46,10 @@ def make_pipeline(cfg: Mapping[str, Any]) -> Callable[[Image], dict[str, Any]]:
     rgb = is_rgb(dataset)
 
     def run(image: Image) -> dict[str, Any]:
-        is_array = isinstance(image, np.ndarray)
-        sample = _from_array(_as_loaded(image, colors)) if is_array else _from_file(load, str(image))
+        if isinstance(image, np.ndarray):
+            sample = _from_array(_as_loaded(image, colors))
+        else:
+            sample = _from_file(load, str(image))
         if rgb:
             sample['img'] = np.ascontiguousarray(sample['img'][..., ::-1])
         return rest(sample)
