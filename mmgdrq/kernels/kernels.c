@@ -20,6 +20,7 @@
 #endif
 
 #define BLOCK 8192
+#define GRAIN 32768                  /* elements that are not worth a second thread, as in torch */
 #define INSIDE 128
 #define FAR 1e6f                     /* in units of a threshold: what lies beyond does not overflow its cube */
 #define TINY 1e-30f
@@ -150,6 +151,9 @@ KERNEL void checksum_block(const word *x, int64_t n, uint64_t *restrict sums, ui
 
 static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 
+/* Threads for so many elements: all or one, as a team of another size would make OpenMP end threads and start them. */
+static int team_of(int64_t elements, int threads) { return elements < GRAIN ? 1 : threads; }
+
 static float sum_row(const float *x, int64_t n) {
     double sum = 0, count = 0;
     for (int64_t i = 0; i < n; i += BLOCK) sum_block(x + i, least(BLOCK, n - i), &sum, &count);
@@ -189,7 +193,7 @@ void mmgdrq_encode(const float *x, float *values, uint8_t *codes, uint8_t *insid
     grid g = {step_of(threshold, levels, floor), 0, lowest, highest, lowest < 0 ? -threshold : 0, threshold, flagged};
     double total = 0, weight = 0;
     float scale = scale_of(threshold);
-#pragma omp parallel for num_threads(threads) reduction(+ : total, weight) schedule(static)
+#pragma omp parallel for num_threads(team_of(n, threads)) reduction(+ : total, weight) schedule(static)
     for (int64_t i = 0; i < n; i += BLOCK) {
         int64_t m = least(BLOCK, n - i);
         if (statistic) add_block(x + i, m, scale, powers, &total, &weight);
@@ -205,7 +209,7 @@ void mmgdrq_encode(const float *x, float *values, uint8_t *codes, uint8_t *insid
 void mmgdrq_statistic(const float *x, double *statistic, int64_t n, float unit, int powers, int threads) {
     double total = 0, weight = 0;
     float scale = scale_of(unit);
-#pragma omp parallel for num_threads(threads) reduction(+ : total, weight) schedule(static)
+#pragma omp parallel for num_threads(team_of(n, threads)) reduction(+ : total, weight) schedule(static)
     for (int64_t i = 0; i < n; i += BLOCK) add_block(x + i, least(BLOCK, n - i), scale, powers, &total, &weight);
     store(statistic, total, weight, scale, powers);
 }
@@ -225,7 +229,7 @@ void mmgdrq_checksum(const uint8_t *bytes, uint64_t *result, int64_t n, int thre
 void mmgdrq_encode_rows(const float *x, const float *steps, float *values, int64_t rows, int64_t columns, float lowest,
                         float highest, float offset, int threads) {
     int64_t blocks = (columns + BLOCK - 1) / BLOCK;
-#pragma omp parallel for num_threads(threads) schedule(static)
+#pragma omp parallel for num_threads(team_of(rows * columns, threads)) schedule(static)
     for (int64_t b = 0; b < rows * blocks; b++) {
         int64_t r = b / blocks, start = b % blocks * BLOCK, i = r * columns + start;
         grid g = {steps[r], offset, lowest, highest, 0, 0, 0};
@@ -236,7 +240,7 @@ void mmgdrq_encode_rows(const float *x, const float *steps, float *values, int64
 /* The range of every row is k * mean|row|; steps receives max(range / levels, floor). */
 void mmgdrq_encode_mean_rows(const float *x, float *steps, float *values, int64_t rows, int64_t columns, float lowest,
                              float highest, float offset, float k, float levels, float floor, int threads) {
-#pragma omp parallel for num_threads(threads) schedule(static)
+#pragma omp parallel for num_threads(team_of(rows * columns, threads)) schedule(static)
     for (int64_t r = 0; r < rows; r++) {
         const float *row = x + r * columns;
         steps[r] = step_of(sum_row(row, columns) / (float)columns * k, levels, floor);
@@ -245,31 +249,39 @@ void mmgdrq_encode_mean_rows(const float *x, float *steps, float *values, int64_
     }
 }
 
-/* One step a row, or one for all; sums receives the sum of every step. */
+/* One step a row, or one for all; sums receives the sum of every step. A region inside a region, also one of a single
+ * thread, would start and end threads of its own in every call. */
 void mmgdrq_learned_backward(const float *x, const float *grad, const float *steps, float *result, float *sums,
                              int64_t rows, int64_t columns, float lowest, float highest, float offset, int threads) {
-#pragma omp parallel for num_threads(threads) schedule(static) if (rows > 1)
+    int team = team_of(rows * columns, threads);
+    if (rows == 1) {
+        grid g = {steps[0], offset, lowest, highest, 0, 0, 0};
+        double sum = 0;
+#pragma omp parallel for num_threads(team) reduction(+ : sum) schedule(static)
+        for (int64_t i = 0; i < columns; i += BLOCK)
+            learned_block(x + i, grad + i, result + i, least(BLOCK, columns - i), g, &sum);
+        sums[0] = (float)sum;
+        return;
+    }
+#pragma omp parallel for num_threads(team) schedule(static)
     for (int64_t r = 0; r < rows; r++) {
         grid g = {steps[r], offset, lowest, highest, 0, 0, 0};
         double sum = 0;
-#pragma omp parallel for num_threads(threads) reduction(+ : sum) schedule(static) if (rows == 1)
-        for (int64_t i = 0; i < columns; i += BLOCK) {
-            int64_t start = r * columns + i;
-            learned_block(x + start, grad + start, result + start, least(BLOCK, columns - i), g, &sum);
-        }
+        for (int64_t i = r * columns; i < (r + 1) * columns; i += BLOCK)
+            learned_block(x + i, grad + i, result + i, least(BLOCK, (r + 1) * columns - i), g, &sum);
         sums[r] = (float)sum;
     }
 }
 
 void mmgdrq_sum_rows(const float *x, float *sums, int64_t rows, int64_t columns, int threads) {
-#pragma omp parallel for num_threads(threads) schedule(static)
+#pragma omp parallel for num_threads(team_of(rows * columns, threads)) schedule(static)
     for (int64_t r = 0; r < rows; r++) sums[r] = sum_row(x + r * columns, columns);
 }
 
 void mmgdrq_decode(const uint8_t *codes, const float *steps, float *values, int64_t rows, int64_t columns,
                    int lowest, int bits, int threads) {
     int64_t blocks = (columns + BLOCK - 1) / BLOCK;
-#pragma omp parallel for num_threads(threads) schedule(static)
+#pragma omp parallel for num_threads(team_of(rows * columns, threads)) schedule(static)
     for (int64_t b = 0; b < rows * blocks; b++) {
         int64_t r = b / blocks, start = b % blocks * BLOCK, i = r * columns + start;
         decode_block(codes + i, values + i, least(BLOCK, columns - start), steps[r], lowest, bits);
@@ -278,13 +290,13 @@ void mmgdrq_decode(const uint8_t *codes, const float *steps, float *values, int6
 
 /* grad *= codes >> shift: shift 7 reads the flag of a code, shift 0 a byte of 0 or 1. */
 void mmgdrq_mask(float *grad, const uint8_t *codes, int64_t n, int shift, int threads) {
-#pragma omp parallel for num_threads(threads) schedule(static)
+#pragma omp parallel for num_threads(team_of(n, threads)) schedule(static)
     for (int64_t i = 0; i < n; i += BLOCK) mask_block(grad + i, codes + i, least(BLOCK, n - i), shift);
 }
 
 /* result = max(x, 0), which may be x itself; positive receives x > 0, one bit an element. */
 void mmgdrq_relu(const float *x, float *result, uint8_t *positive, int64_t n, int threads) {
-#pragma omp parallel for num_threads(threads) schedule(static)
+#pragma omp parallel for num_threads(team_of(n, threads)) schedule(static)
     for (int64_t i = 0; i < n; i += BLOCK) {
         uint64_t bytes[BLOCK / 8];
         int64_t m = least(BLOCK, n - i);
@@ -295,7 +307,7 @@ void mmgdrq_relu(const float *x, float *result, uint8_t *positive, int64_t n, in
 }
 
 void mmgdrq_relu_backward(const int32_t *grad, const uint8_t *positive, int32_t *result, int64_t n, int threads) {
-#pragma omp parallel for num_threads(threads) schedule(static)
+#pragma omp parallel for num_threads(team_of(n, threads)) schedule(static)
     for (int64_t i = 0; i < n; i += BLOCK) {
         uint64_t bytes[BLOCK / 8];
         int64_t m = least(BLOCK, n - i);
@@ -306,7 +318,7 @@ void mmgdrq_relu_backward(const int32_t *grad, const uint8_t *positive, int32_t 
 
 /* Clip every row to [-bound, bound] in place; bounds may be NULL: the bound of a row is then k * mean|row|. */
 void mmgdrq_clip_rows(float *x, const float *bounds, int64_t rows, int64_t columns, float k, int threads) {
-#pragma omp parallel for num_threads(threads) schedule(static)
+#pragma omp parallel for num_threads(team_of(rows * columns, threads)) schedule(static)
     for (int64_t r = 0; r < rows; r++) {
         float *row = x + r * columns;
         clip_block(row, columns, bounds ? bounds[r] : sum_row(row, columns) / (float)columns * k);
