@@ -87,8 +87,9 @@ class ActivationQuantizer(Quantizer):
         if self.rule.learned and (torch.is_grad_enabled() or not encode):
             step = step_of(recorded(threshold), levels)
             scale = learned_range_scale(x.numel(), limits, levels)
-            values = fake_quantize_learned(x, step, limits, scale, kernels=self.kernels)
-            return encode_learned(values, x, step, limits, kernels=self.kernels) if encode else values
+            if encode:
+                return encode_learned(x, step, limits, scale, 'input', kernels=self.kernels)
+            return fake_quantize_learned(x, step, limits, scale, kernels=self.kernels)
         if encode:
             return self._encode(x, threshold.detach(), levels, limits, torch.is_grad_enabled(), at_once)
         return fake_quantize_activation(x, threshold, levels, limits, self.kernels)

@@ -68,8 +68,8 @@ class WeightQuantizer(Quantizer):
         if self.rule.improves and self.training and not self.state.managed:
             self.renew(weight.detach())  # a layer of its own: every call is an iteration
         if encode and self.rule.learned:
-            values, step = self._learned(weight)
-            return encode_learned(values, weight, step, self.spec.code_limits, self.spec.offset, self.kernels)
+            step, limits, scale = self._learned_grid(weight)
+            return encode_learned(weight, step, limits, scale, 'weight', self.spec.offset, self.kernels)
         if encode:
             with torch.no_grad():
                 return self.cache.operand(weight, self._encode) if self._keeps_codes() else self._encode(weight)
@@ -91,18 +91,16 @@ class WeightQuantizer(Quantizer):
 
     def _fake_quantize(self, weight: Tensor) -> Tensor:
         if self.rule.learned:
-            return self._learned(weight)[0]
+            return fake_quantize_learned(weight, *self._learned_grid(weight), self.spec.offset, self.kernels)
         step = weight_step(weight, self.range_of(weight), self.spec)
         return fake_quantize_weight(weight, step, self.spec.code_limits, self.spec.offset, self.kernels)
 
-    def _learned(self, weight: Tensor) -> tuple[Tensor, Tensor]:
-        """The fake-quantized weight and its steps."""
+    def _learned_grid(self, weight: Tensor) -> tuple[Tensor, tuple[int, int], float]:
+        """Steps, limits of the codes, and the factor on the gradient of the steps."""
         step = weight_step(weight, self.range_of(weight), self.spec)
         # the filters of a group share one step, so its gradient counts the elements of all of them
         shared = weight.numel() / self.alpha.numel()
-        scale = learned_range_scale(shared, self.spec.code_limits, self.spec.levels)
-        limits, offset = self.spec.code_limits, self.spec.offset
-        return fake_quantize_learned(weight, step, limits, scale, offset, self.kernels), step
+        return step, self.spec.code_limits, learned_range_scale(shared, self.spec.code_limits, self.spec.levels)
 
     def range_of(self, weight: Tensor) -> Tensor:
         """Range alpha of every group, shape ``(G,)``; where a backward pass computes again, that of then."""

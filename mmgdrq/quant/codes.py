@@ -93,7 +93,25 @@ class Requantized(Kept):
     tensors = ('tensor', 'step')
 
     def values(self, slot: str) -> Tensor:
-        return _quantize_rows(dense(self.tensor), self.step, self.limits, self.offset, slot, self.kernels)
+        step = self.step.contiguous()
+        return _quantize_rows(dense(self.tensor), step, self.limits, self.offset, slot, self.kernels)
+
+
+@dataclass
+class Learned(Requantized):
+    """A tensor with a learned range.
+
+    Attributes:
+        grad_scale: factor on the gradient of the step.
+    """
+
+    grad_scale: float = 1.0
+
+    def gradients(self, grad: Tensor) -> tuple[Tensor, Tensor]:
+        """Those of ``tensor`` and ``step``, from the gradient of the values."""
+        rule = (self.tensor, grad, self.step, *self.limits, self.offset)
+        grad_x, grad_step = operators(self.kernels).learned_gradients(*rule)
+        return grad_x, grad_step * self.grad_scale
 
 
 @dataclass
@@ -124,11 +142,13 @@ class Encoded:
             quantized, or ``source``.
         codes: what the backward pass needs; None where there will be none.
         source: the tensor that the gradient belongs to, where that is not the operand of the float layer.
+        step: a learned step, which has a gradient too.
     """
 
     values: Tensor
     codes: Optional[Kept]
     source: Optional[Tensor] = None
+    step: Optional[Tensor] = None
 
 
 def encode_weight(
@@ -149,11 +169,27 @@ def encode_weight(
 
 
 def encode_learned(
-    values: Tensor, x: Tensor, step: Tensor, limits: tuple[int, int], offset: float = 0.0, kernels: bool = True
+    x: Tensor,
+    step: Tensor,
+    limits: tuple[int, int],
+    grad_scale: float,
+    slot: str,
+    offset: float = 0.0,
+    kernels: bool = True,
 ) -> Encoded:
-    """The result of :func:`~mmgdrq.quant.fake_quantize_learned` as an operand that keeps no copy of it."""
-    codes = Requantized(x.detach(), step.detach().contiguous(), limits, offset, kernels)
-    return Encoded(values.detach(), codes, values)
+    """:func:`~mmgdrq.quant.fake_quantize_learned` as an operand; the values are in the scratch memory ``slot``.
+
+    Args:
+        x: any shape, any floating dtype.
+        step: positive, broadcasts against ``x``; receives the LSQ gradient.
+        limits: lowest and highest code.
+        grad_scale: factor on the gradient of the step.
+        slot: scratch memory for the values.
+        offset: of the grid, 0 or 1/2 (midrise).
+        kernels: whether kernels may be used.
+    """
+    codes = Learned(x.detach(), step.detach(), limits, offset, kernels, grad_scale)
+    return Encoded(codes.values(slot), codes, step=step)
 
 
 def encode_clipped(x: Tensor, threshold: Tensor, signed: bool) -> Encoded:

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from ..errors import QuantizationError
-from .codes import Encoded, Kept
+from .codes import Encoded, Kept, Learned
 
 Operand = Union[Tensor, Encoded]
 """A tensor that the operator uses as it is, or a quantized one."""
@@ -39,7 +39,8 @@ def linear(x: Tensor, weight: Tensor, bias: Optional[Tensor], inputs: Operand, f
 def _apply(operator, x, weight, bias, geometry) -> Tensor:
     (x, inputs), (weight, filters) = _split(*x), _split(*weight)
     if torch.is_grad_enabled() and (inputs or filters):
-        return operator.apply(x, weight, bias, inputs, filters, geometry)
+        steps = [None if operand is None else operand.step for operand in (inputs, filters)]
+        return operator.apply(x, weight, bias, *steps, inputs, filters, geometry)
     return operator.compute(_values(x, inputs), _values(weight, filters), bias, *geometry)
 
 
@@ -57,7 +58,7 @@ class _Quantized(Function):
     gradients: Any
 
     @classmethod
-    def run(cls, ctx, x, weight, bias, inputs, filters, geometry) -> Tensor:
+    def run(cls, ctx, x, weight, bias, input_step, weight_step, inputs, filters, geometry) -> Tensor:
         y = cls.compute(_values(x, inputs), _values(weight, filters), bias, *geometry)
         (of_x, kept_x), (of_weight, kept_weight) = _kept(x, inputs), _kept(weight, filters)
         ctx.codes = of_x, of_weight
@@ -80,12 +81,17 @@ class _Quantized(Function):
             (operand.values(slot) if isinstance(operand, Kept) else operand).to(dtype).to(ctx.dtype)
             for operand, slot, dtype in zip(operands, ('input', 'weight'), ctx.dtypes)
         ]
-        wanted = ctx.needs_input_grad[:3]
+        of_input, of_weight, of_bias, *of_steps = ctx.needs_input_grad[:5]
+        wanted = of_input or of_steps[0], of_weight or of_steps[1], of_bias
         grads = list(cls.gradients(grad, *values, wanted, *ctx.geometry))
         grads = [g.to(dtype) if want else None for g, dtype, want in zip(grads, ctx.dtypes, wanted)]
-        if wanted[0] and isinstance(operands[0], Kept):
-            grads[0] = operands[0].mask_(grads[0])
-        return (*grads, None, None, None)
+        steps: list[Optional[Tensor]] = [None, None]
+        for i, operand in enumerate(operands):
+            if grads[i] is not None and isinstance(operand, Learned):
+                grads[i], steps[i] = operand.gradients(grads[i])
+            elif grads[i] is not None and isinstance(operand, Kept):
+                grads[i] = operand.mask_(grads[i])
+        return (*grads, *steps, None, None, None)
 
 
 class _Conv2d(_Quantized):
