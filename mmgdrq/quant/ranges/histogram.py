@@ -209,7 +209,8 @@ def search_threshold(counts: Tensor, levels: int, limits: tuple[int, int], p: in
     largest = (values.abs() * (weights > 0)).max() if len(values) else values.new_zeros(())
 
     def error(alpha: Tensor) -> Tensor:
-        return (weights * (round_to_grid(values, alpha / levels, limits) - values).abs() ** p).sum()
+        rounded = round_to_grid(values, alpha / levels, limits, kernels=False)  # there are none for float64
+        return (weights * (rounded - values).abs() ** p).sum()
 
     def best_of(candidates: Tensor) -> Tensor:
         best = torch.stack([error(alpha) for alpha in candidates]).argmin(0, keepdim=True)
