@@ -10,7 +10,7 @@ from torch import nn
 import mmgdrq
 from mmgdrq.deploy import compare_blocks, load_folded, save_folded, simulate, simulated
 from mmgdrq.deploy.deployment import export
-from mmgdrq.deploy.engines.onnxruntime import bias_change
+from mmgdrq.deploy.engines.onnxruntime import bias_change, refinement_of
 from mmgdrq.deploy.verification.codes import compare_codes
 from mmgdrq.errors import CheckpointError, ConfigError, ExportError, QuantizationError
 from tests.deploy.engines.test_block import Net
@@ -269,3 +269,36 @@ def test_by_config():
     assert 'head.fc' not in simulated(model)
     with pytest.raises(ConfigError, match="deploy='tvm'"):
         MODELS.build(dict(type='mmgdrq.Quantized', **CLASSIFIER, quant=dict(**QUANT, deploy='tvm')))
+
+
+class WithBias(Net):
+    """Convolutions with a large bias before their BN."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.inner = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+        with torch.no_grad():
+            self.stem.bias.uniform_(-3, 3)
+            self.inner.bias.uniform_(-3, 3)
+
+
+def test_a_bias_before_a_norm_is_rounded_with_it(tmp_path):
+    """From the layer's own values: y = gamma (scale * sum + bias - mean) / sigma + beta, in multiples of a unit."""
+    torch.manual_seed(0)
+    model = WithBias()
+    model.bbox_head = nn.Identity()
+    model = train(simulate(mmgdrq.quantize(model, **QUANT)))
+    _, exported = exported_of(model, tmp_path)
+    blocks = {module.block.name: module.block for module in exported.blocks}
+    for name, tail in (('stem', 'norm'), ('inner', 'inner_norm')):
+        layer, norm = model.get_submodule(name), model.get_submodule(tail)
+        sigma = (norm.running_var + norm.eps).double().sqrt()
+        gain = norm.weight.detach().double() / sigma
+        offset = (layer.bias.detach().double() - norm.running_mean.double()) * gain + norm.bias.detach().double()
+        factor = refinement_of(blocks[name])
+        fine = blocks[name].scale.double() / factor  # checked against the quantized model when it was exported
+        expected = (offset / fine).round() * fine
+        y = torch.zeros(1, 8, 1, 1)
+        change = norm.engine_result.with_rounded_bias(norm, y).flatten().double()
+        assert torch.allclose(offset + change, expected, atol=2e-6 * float(offset.abs().max()))
+        assert float((expected - offset).abs().max()) > 1e-5

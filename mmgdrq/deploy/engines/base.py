@@ -90,6 +90,7 @@ class Engine:
         checked_by: engine that runs the graphs node by node where this one does not.
         simulates: whether it computes something else than the quantized model, which can be trained with.
         packs_weights: whether it turns packed weights into constants while loading.
+        clips_codes: whether a float ``Clip`` before a quantizer has to become one of codes behind it.
         max_distance: how far a value may lie from a tie, in steps, where its code differs from torch's.
         suppresses_equal: whether its NonMaxSuppression drops boxes whose overlap is exactly the threshold, too.
     """
@@ -99,6 +100,7 @@ class Engine:
     checked_by: ClassVar[str] = 'onnxruntime'
     simulates: ClassVar[bool] = False
     packs_weights: ClassVar[bool] = True
+    clips_codes: ClassVar[bool] = False
     max_distance: ClassVar[float] = math.inf
     suppresses_equal: ClassVar[bool] = False
 

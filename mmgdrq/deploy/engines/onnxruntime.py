@@ -40,6 +40,7 @@ class ONNXRuntime(Engine):
 
     name = 'onnxruntime'
     simulates = True
+    clips_codes = True
     max_distance = float('inf')  # an output of 8 bits on a tie moves the next block's input by much
 
     def adapt(self, block: Block) -> Block:

@@ -2,17 +2,23 @@
 
 from pathlib import Path
 
+from .clipped_codes import clip_codes
+
 END = 2**31 - 1
 LEAST_BYTES = 256
 """Smaller constants are not worth a look."""
 
 
-def optimize(path: Path) -> None:
+def optimize(path: Path, clips_codes: bool = False) -> None:
     """Rewrite an ONNX file with the same results.
 
     - A head that is shared over levels is written once a level: equal constants become one.
     - ``MaxPool`` whose kernel is one cell becomes ``Slice``. FPN makes its coarsest level that way, and OpenVINO
       2026.4 gets such a pooling wrong (zeros) where the convolution before it has other quantized readers.
+
+    Args:
+        path: ONNX file.
+        clips_codes: clip codes behind quantizers instead of values before them, see :mod:`.clipped_codes`.
     """
     import onnx
 
@@ -21,6 +27,8 @@ def optimize(path: Path) -> None:
         if node.op_type == 'MaxPool' and _is_one_cell(onnx, node):
             _become_slice(onnx, model.graph, node)
     if not any(_has_graphs(node) for node in model.graph.node):
+        if clips_codes:
+            clip_codes(model)
         _share_constants(model.graph)
     onnx.save(model, str(path))
 

@@ -164,7 +164,7 @@ def write_graph(blocks: BlockModel, part: Part, x: Tensor, path: Path, free: Axe
             )
     except (RuntimeError, torch.onnx.errors.OnnxExporterError) as error:
         raise ExportError(f'export: {part.name} does not become ONNX: {str(error).splitlines()[0]}') from error
-    optimize(path)
+    optimize(path, blocks.engine.clips_codes)
     return Exported(part, path, x, blocks.engine, list(blocks.exported), free)
 
 
