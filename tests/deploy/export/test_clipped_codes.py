@@ -48,7 +48,8 @@ def test_relu6_takes_no_grid_of_its_own(tmp_path, gain, bits, pool):
     assert errors.codes > 0
     with torch.no_grad():
         expected, (found,) = folded(x), exported.part.module(x)
-    assert (found - expected).abs().mean() < 0.02 * expected.abs().mean()
+    limit = 0.1 if bits == 2 else 0.02  # a code of 2 bits is a third of the range, and a few lie on ties
+    assert (found - expected).abs().mean() < limit * expected.abs().mean()
 
 
 class Both(nn.Module):
