@@ -46,8 +46,7 @@ def affine_integers(x: Tensor, scale: Tensor, zero_point: Tensor, bits: int) -> 
         scale, zero_point: broadcast against ``x``.
         bits: of the codes.
     """
-    rounded = torch.div(x.float(), scale).round_()
-    return torch.minimum(torch.maximum(rounded, -zero_point), 2**bits - 1 - zero_point)
+    return torch.div(x.float(), scale).round_().clamp_(-zero_point, 2**bits - 1 - zero_point)
 
 
 def fake_quantize_affine(x: Tensor, scale: Tensor, zero_point: Tensor, bits: int) -> Tensor:
@@ -80,9 +79,10 @@ class _Affine(Function):
 
     @staticmethod
     def forward(ctx, x, scale, zero_point, bits):
-        low, high = affine_bounds(scale, zero_point, bits)
-        ctx.save_for_backward((x >= low).logical_and_(x <= high))
-        values = affine_integers(x, scale, zero_point, bits) * scale
+        if ctx.needs_input_grad[0]:
+            low, high = affine_bounds(scale, zero_point, bits)
+            ctx.save_for_backward((x >= low).logical_and_(x <= high))
+        values = affine_integers(x, scale, zero_point, bits).mul_(scale)
         return values if values.dtype == x.dtype else values.to(x.dtype)
 
     @staticmethod
