@@ -35,7 +35,7 @@ def affine_grid(low: Tensor, high: Tensor, bits: int, symmetric: bool = False) -
         scale = torch.maximum(-low / middle, high / (middle - 1)).clamp(min=MIN_STEP)
         return scale, torch.full_like(scale, middle)
     scale = ((high - low) / top).clamp(min=MIN_STEP)
-    return scale, (-low / scale).round_().clamp_(0, top)
+    return scale, ((0 - low) / scale).round_().clamp_(0, top)  # not -0
 
 
 def affine_integers(x: Tensor, scale: Tensor, zero_point: Tensor, bits: int) -> Tensor:
