@@ -13,7 +13,7 @@ from torch import Tensor
 from .base import Engine, Requantization
 from .block import SIGNED_ZERO, Block, written_scale
 
-SHIFTING = ('FakeQuantize', 'Eltwise')
+SHIFTING = ('FakeQuantize', 'Eltwise', 'Interpolate')
 """Kernels whose quantizer shifts signed values by 128 before it rounds."""
 
 
