@@ -30,7 +30,7 @@ if TYPE_CHECKING or _WITH_TORCH:
 if TYPE_CHECKING or _WITH_MMENGINE:
     from . import openmmlab
     from .openmmlab.builder import build_quantized
-    from .openmmlab.deployed_model import DeployedModel, load_deployed
+    from .openmmlab.deployed.deployed_model import DeployedModel, load_deployed
     from .openmmlab.hooks import GDRQHook, ScaleClipHook
     from .openmmlab.ssd_head import build_ssd_head
 

@@ -183,7 +183,7 @@ def test_no_module_reads_or_writes_pickles():
 
 
 def test_the_parser_sees_what_it_should():
-    assert 'mmgdrq.quant.__init__' in GRAPH['mmgdrq.layers.quantizer']
+    assert 'mmgdrq.quant.__init__' in GRAPH['mmgdrq.layers.quantizers.quantizer']
     assert 'mmgdrq.errors' in GRAPH['mmgdrq.planning.rules']
     assert 'mmengine.hooks' in GRAPH['mmgdrq.openmmlab.hooks.range_check_hook']
     assert imports_in('def f():\n    from .. import errors', ['mmgdrq', 'quant']) == {'mmgdrq.errors'}

@@ -79,7 +79,7 @@ def weights(folder: Path):
 def config(folder: Path):
     """The text of a config."""
     from mmgdrq.errors import CheckpointError
-    from mmgdrq.openmmlab.deployed_config import parse_config
+    from mmgdrq.openmmlab.deployed.deployed_config import parse_config
 
     pieces = [
         'a',

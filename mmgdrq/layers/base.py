@@ -9,11 +9,11 @@ from torch import Tensor, nn
 from ..errors import QuantizationError
 from ..quant import ActivationSpec, Operand, WeightSpec, make_spec, scale_clip_
 from ..quant.specs import FLOAT_BITS
-from .activation_quantizer import ActivationQuantizer
-from .affine_quantizer import AffineQuantizer
-from .quantizer import Quantizer, refuse_symbolic
-from .state import ModelState
-from .weight_quantizer import WeightQuantizer
+from .quantizers.activation_quantizer import ActivationQuantizer
+from .quantizers.affine_quantizer import AffineQuantizer
+from .quantizers.quantizer import Quantizer, refuse_symbolic
+from .quantizers.state import ModelState
+from .quantizers.weight_quantizer import WeightQuantizer
 
 WEIGHT_KEYS = ('weight', 'weight_orig', 'parametrizations.weight.original')
 """Names under which a layer may store its weight; the other two are those of spectral norm."""

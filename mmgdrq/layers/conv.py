@@ -4,7 +4,7 @@ from torch import Tensor, nn
 
 from ..quant import conv2d
 from .base import QuantizedLayer, operands
-from .quantizer import refuse_symbolic
+from .quantizers.quantizer import refuse_symbolic
 
 
 class Conv2d(QuantizedLayer, nn.Conv2d):

@@ -4,8 +4,8 @@ from collections.abc import Iterator
 
 from torch import nn
 
-from .activation_quantizer import ActivationQuantizer
 from .base import is_quantized
+from .quantizers.activation_quantizer import ActivationQuantizer
 
 
 def all_modules(model: nn.Module) -> Iterator[nn.Module]:

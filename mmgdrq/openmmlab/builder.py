@@ -17,7 +17,7 @@ from ..quantized_model.stages import need_leader
 from ..quantized_model.state import state_of
 from ..registry import MODELS
 from .config_parts import class_name
-from .plan_log import log_plan
+from .running.plan_log import log_plan
 
 QUANT_KEYS = [key for key in KEYS if key not in ('scale_clip', 'distill')]
 """Keys of ``quant``: all but those of the hook, which alone sees the training."""

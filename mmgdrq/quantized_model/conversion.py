@@ -6,7 +6,7 @@ from torch import nn
 
 from ..errors import ConfigError
 from ..layers import call_projections, let_parents_read, quantize_layer, replacements, set_lean_relu
-from ..layers.quantizer import Quantizer
+from ..layers.quantizers.quantizer import Quantizer
 from ..layers.walk import all_modules, is_quantized_model
 from ..planning.plan import Plan
 from .iteration import manage

@@ -7,10 +7,10 @@ from typing import Any, Union
 from torch import nn
 
 from ..errors import ConfigError, unknown_key
-from ..layers.quantizer import Quantizer
+from ..layers.quantizers.quantizer import Quantizer
+from ..layers.quantizers.weight_quantizer import WeightQuantizer
 from ..layers.relu import set_lean_relu
 from ..layers.walk import quantized_layers
-from ..layers.weight_quantizer import WeightQuantizer
 
 
 @dataclass(frozen=True)

@@ -16,12 +16,12 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ..layers.activation_quantizer import ActivationQuantizer, settle_first_ranges, step_thresholds
-from ..layers.passes import in_backward
-from ..layers.quantizer import Quantizer, keep_positive, read_flags
-from ..layers.state import FLOAT
+from ..layers.quantizers.activation_quantizer import ActivationQuantizer, settle_first_ranges, step_thresholds
+from ..layers.quantizers.passes import in_backward
+from ..layers.quantizers.quantizer import Quantizer, keep_positive, read_flags
+from ..layers.quantizers.state import FLOAT
+from ..layers.quantizers.weight_quantizer import WeightQuantizer
 from ..layers.walk import activation_quantizers, all_modules, quantized_layers
-from ..layers.weight_quantizer import WeightQuantizer
 from ..quant.ranges.rule import MAX, SUM
 from .loading import check_saves_ranges
 from .range_check import FIRST_LOOK, INTERVAL, RangeCheck

@@ -7,7 +7,7 @@ from typing import Any, Callable
 from torch import nn
 
 from ..errors import CheckpointError, QuantizationError
-from ..layers.quantizer import Quantizer
+from ..layers.quantizers.quantizer import Quantizer
 from ..layers.walk import all_modules, is_quantized_model
 from .state import STAGE, is_root
 

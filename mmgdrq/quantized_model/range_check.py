@@ -5,8 +5,8 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor, nn
 
-from ..layers.activation_quantizer import ActivationQuantizer
-from ..layers.state import FLOAT, QUANTIZE
+from ..layers.quantizers.activation_quantizer import ActivationQuantizer
+from ..layers.quantizers.state import FLOAT, QUANTIZE
 
 FIRST_LOOK = 10
 """Iterations before the first look."""

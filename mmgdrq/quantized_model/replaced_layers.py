@@ -7,7 +7,7 @@ from torch import nn
 
 from ..errors import QuantizationError
 from ..layers.base import is_quantized
-from ..layers.quantizer import Quantizer
+from ..layers.quantizers.quantizer import Quantizer
 from ..layers.walk import all_modules
 from .state import ATTRIBUTE
 

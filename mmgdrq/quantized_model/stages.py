@@ -7,7 +7,7 @@ of the model, so a checkpoint knows the stage it was saved in.
 from torch import nn
 
 from ..errors import ConfigError
-from ..layers.state import STAGES
+from ..layers.quantizers.state import STAGES
 from .state import read_buffers, state_of, write_frozen, write_stage
 
 

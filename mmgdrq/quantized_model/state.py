@@ -13,8 +13,8 @@ import torch
 from torch import nn
 
 from ..errors import ConfigError, QuantizationError
-from ..layers.quantizer import Quantizer
-from ..layers.state import STAGES, ModelState
+from ..layers.quantizers.quantizer import Quantizer
+from ..layers.quantizers.state import STAGES, ModelState
 from ..layers.walk import all_modules
 from ..planning.plan import Plan
 from .steps import StepWatch

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ..errors import QuantizationError
-from ..layers.quantizer import Quantizer
+from ..layers.quantizers.quantizer import Quantizer
 
 CLOSE = 1e-6
 """Relative difference of the sums of the weights of two ranks that hold the same model."""

@@ -13,9 +13,9 @@ import mmgdrq
 from mmgdrq.deploy import save_folded
 from mmgdrq.deploy.engines import find_engine
 from mmgdrq.deploy.export.writer import block_model, write_part
-from mmgdrq.openmmlab.building import model_config
 from mmgdrq.openmmlab.config_parts import without_weights
-from mmgdrq.openmmlab.pipeline import make_pipeline
+from mmgdrq.openmmlab.deployed.building import model_config
+from mmgdrq.openmmlab.deployed.image_pipeline import make_pipeline
 from mmgdrq.openmmlab.pipeline_json import write_pipeline
 from mmgdrq.quantized_model.dense_parts import example_inputs
 

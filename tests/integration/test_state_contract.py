@@ -18,7 +18,7 @@ from torchvision.models.feature_extraction import create_feature_extractor
 import mmgdrq
 from mmgdrq.deploy import load_folded, save_folded
 from mmgdrq.errors import ConfigError, FoldError, QuantizationError
-from mmgdrq.layers.quantizer import Quantizer
+from mmgdrq.layers.quantizers.quantizer import Quantizer
 from tests.helpers.nets import assert_same, inputs, small_net, trained
 
 

@@ -11,7 +11,7 @@ from mmengine.registry import init_default_scope
 from torch import nn
 
 import mmgdrq
-from mmgdrq.openmmlab.deployed_model import DeployedModel
+from mmgdrq.openmmlab.deployed.deployed_model import DeployedModel
 from mmgdrq.quantized_model.dense_parts import parts_of
 from mmgdrq_runtime.engines import open_engine
 from tests.helpers.folding import IMAGE, ready

@@ -8,7 +8,7 @@ from mmengine.dataset import pseudo_collate
 from mmengine.registry import MODELS, init_default_scope
 
 import mmgdrq_runtime.preprocessing
-from mmgdrq.openmmlab.pipeline import dataset_of_test, make_pipeline
+from mmgdrq.openmmlab.deployed.image_pipeline import dataset_of_test, make_pipeline
 from mmgdrq.openmmlab.pipeline_json.preprocessing import describe_preprocessing
 from mmgdrq_runtime.preprocessing import prepare
 

@@ -10,8 +10,8 @@ from mmengine.registry import MODELS, init_default_scope
 from torch import nn
 
 from mmgdrq.errors import ExportError
-from mmgdrq.openmmlab.building import model_config
 from mmgdrq.openmmlab.config_parts import without_weights
+from mmgdrq.openmmlab.deployed.building import model_config
 from mmgdrq.openmmlab.pipeline_json import describe, write_pipeline
 from mmgdrq.openmmlab.pipeline_json.one_stage import describe_nms
 from mmgdrq.openmmlab.pipeline_json.preprocessing import describe_preprocessing

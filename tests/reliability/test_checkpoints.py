@@ -15,7 +15,7 @@ from mmgdrq.openmmlab.commands.checkpoints import (
     use_checkpoint,
 )
 from mmgdrq.openmmlab.commands.runners import add_hook
-from mmgdrq.openmmlab.whole_files import WholeFilesBackend
+from mmgdrq.openmmlab.running.whole_files import WholeFilesBackend
 from tests.helpers.toy import toy_config, toy_runner
 
 SAFE = dict(type='mmgdrq.CheckpointHook', interval=1)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ...errors import FoldError
 from ...layers import ActivationQuantizer, AffineQuantizer, WeightQuantizer, is_quantized
-from ...layers.quantizer import Quantizer
+from ...layers.quantizers.quantizer import Quantizer
 from ...layers.walk import all_modules
 from ...quant import per_filter, quantize, step_of, weight_step
 from ...quantized_model.conversion import copy_model

@@ -13,7 +13,7 @@ from ...deploy.engines import engine_names
 from ...deploy.verification.report import Report
 from ...errors import ConfigError
 from ...files import write_file
-from ..evaluation import evaluate, load_float_model
+from ..deployed.evaluation import evaluate, load_float_model
 from ..pipeline_json import write_pipeline
 from ..wrappers import unwrap
 from .checkpoints import check_checkpoint, use_checkpoint

@@ -8,7 +8,7 @@ from mmengine.config import Config, DictAction
 
 from ...errors import ConfigError
 from ..config_parts import name_types
-from ..old_paths import use_registered_names
+from ..deployed.old_paths import use_registered_names
 
 
 class ConfigOptions(DictAction):

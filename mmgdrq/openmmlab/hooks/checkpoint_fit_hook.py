@@ -10,7 +10,7 @@ from ...errors import CheckpointError
 from ...layers.walk import is_quantized_model
 from ...quantized_model.loading import quantization_keys
 from ...registry import HOOKS
-from ..checkpoint_code import drop_code
+from ..running.checkpoint_code import drop_code
 from ..wrappers import unwrap
 
 

@@ -19,13 +19,13 @@ from ...quantized_model.state import is_root, state_of
 from ...registry import HOOKS
 from ...training.scale_clip import ScaleClip
 from ...training.schedule import Schedule
-from ..averages import AveragesHook
-from ..best_score import forget_best
-from ..checkpoint_code import drop_code
-from ..optimizers import optimizers_of
-from ..plan_log import log_plan
-from ..stage_log import warn_unreached, warn_unrounded
-from ..teacher import RunTeacher
+from ..running.averages import AveragesHook
+from ..running.best_score import forget_best
+from ..running.checkpoint_code import drop_code
+from ..running.optimizers import optimizers_of
+from ..running.plan_log import log_plan
+from ..running.stage_log import warn_unreached, warn_unrounded
+from ..running.teacher import RunTeacher
 from ..wrappers import refuse_sharding, unwrap
 from .range_check_hook import RangeCheckHook
 

@@ -6,7 +6,7 @@ from mmengine.fileio import FileClient
 from mmengine.hooks import CheckpointHook as MMEngineCheckpointHook
 
 from ...registry import HOOKS
-from ..whole_files import BACKEND, WholeFilesBackend
+from ..running.whole_files import BACKEND, WholeFilesBackend
 
 
 @HOOKS.register_module(name='CheckpointHook')

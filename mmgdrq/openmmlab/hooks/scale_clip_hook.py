@@ -5,9 +5,9 @@ from ...layers.walk import is_quantized_model
 from ...quantized_model.iteration import manage_registered
 from ...registry import HOOKS
 from ...training.scale_clip import ScaleClip
-from ..averages import AveragesHook
-from ..optimizers import optimizers_of
-from ..plan_log import log_plan
+from ..running.averages import AveragesHook
+from ..running.optimizers import optimizers_of
+from ..running.plan_log import log_plan
 from ..wrappers import refuse_sharding, unwrap
 
 

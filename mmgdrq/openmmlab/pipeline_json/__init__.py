@@ -16,7 +16,7 @@ from mmgdrq_runtime.pipeline import PIPELINE, check_content, pipeline_file
 from ...errors import CheckpointError, ExportError
 from ...files import write_file
 from ..config_parts import registered
-from ..pipeline import dataset_of_test
+from ..deployed.image_pipeline import dataset_of_test
 from .decoder import describe_decoder
 from .preprocessing import describe_preprocessing
 

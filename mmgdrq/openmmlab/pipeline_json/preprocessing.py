@@ -7,7 +7,7 @@ from torch import nn
 
 from ...errors import ExportError
 from ..config_parts import class_name, registered
-from ..pipeline import COLOR, colors_of, is_rgb, steps_of
+from ..deployed.image_pipeline import COLOR, colors_of, is_rgb, steps_of
 
 Step = Mapping[str, Any]
 OWNERS = ('mmcv', 'mmdet', 'mmseg', 'mmpretrain')

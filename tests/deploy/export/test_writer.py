@@ -12,7 +12,7 @@ import mmgdrq
 from mmgdrq.deploy import plug_engine, save_folded
 from mmgdrq.deploy.deployment import export
 from mmgdrq.errors import CheckpointError, ExportError
-from mmgdrq.openmmlab.deployed_config import parse_config
+from mmgdrq.openmmlab.deployed.deployed_config import parse_config
 from mmgdrq_runtime.engines import open_engine
 
 onnx = pytest.importorskip('onnx', reason='onnx is not installed')

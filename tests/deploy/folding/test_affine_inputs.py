@@ -9,7 +9,7 @@ from mmgdrq.deploy import load_folded, save_folded
 from mmgdrq.deploy.deployment import export
 from mmgdrq.deploy.folding.affine_inputs import AffineCodes
 from mmgdrq.errors import ConfigError, ExportError
-from tests.layers.test_affine_quantizer import AFFINE, images, network
+from tests.layers.quantizers.test_affine_quantizer import AFFINE, images, network
 
 
 class Separable(nn.Module):

@@ -11,7 +11,7 @@ from mmengine.registry import MODELS
 from mmengine.runner import Runner
 
 import mmgdrq
-from mmgdrq.layers import activation_quantizer
+from mmgdrq.layers.quantizers import activation_quantizer
 from tests.helpers.toy import (
     Recorder,
     ToyModel,

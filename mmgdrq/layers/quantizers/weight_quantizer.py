@@ -5,7 +5,7 @@ from typing import Union
 import torch
 from torch import Tensor, nn
 
-from ..quant import (
+from ...quant import (
     Encoded,
     WeightSpec,
     encode_learned,
@@ -18,7 +18,7 @@ from ..quant import (
     rule_of,
     weight_step,
 )
-from ..quant.specs import GRIDS
+from ...quant.specs import GRIDS
 from .cache import WeightCache
 from .passes import in_backward
 from .quantizer import Quantizer, keep_positive, recorded

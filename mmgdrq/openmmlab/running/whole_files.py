@@ -6,7 +6,7 @@ from typing import Union
 
 from mmengine.fileio import LocalBackend, register_backend
 
-from ..files import write_file
+from ...files import write_file
 
 BACKEND = 'mmgdrq_whole'
 

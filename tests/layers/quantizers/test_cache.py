@@ -8,7 +8,8 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import mmgdrq
-from mmgdrq.layers import quantized_layers, weight_quantizer
+from mmgdrq.layers import quantized_layers
+from mmgdrq.layers.quantizers import weight_quantizer
 from mmgdrq.quantized_model.execution import set_execution
 from tests.helpers.nets import relu_net
 

@@ -7,8 +7,8 @@ from mmengine.config import Config
 
 from mmgdrq.openmmlab.commands import test as command
 from mmgdrq.openmmlab.commands.run import run_tool
-from mmgdrq.openmmlab.deployed_config import parse_config
-from mmgdrq.openmmlab.old_paths import OLD_PATHS, use_registered_names
+from mmgdrq.openmmlab.deployed.deployed_config import parse_config
+from mmgdrq.openmmlab.deployed.old_paths import OLD_PATHS, use_registered_names
 from mmgdrq.registry import HOOKS, MODELS
 from tests.helpers.toy import toy_config, toy_runner
 

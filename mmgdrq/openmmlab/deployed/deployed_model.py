@@ -12,13 +12,13 @@ from torch import nn
 from mmgdrq_runtime.engines import ENGINES, check_engine
 from mmgdrq_runtime.manifest import PathLike
 
-from ..deploy.plugged_engine import plug_engine
-from ..errors import CheckpointError, ExportError, InputError
+from ...deploy.plugged_engine import plug_engine
+from ...errors import CheckpointError, ExportError, InputError
+from ..config_parts import without_weights
 from .building import build_model, model_config, quantize_as_trained
-from .config_parts import without_weights
 from .config_types import check_types
 from .deployed_config import parse_config
-from .pipeline import Image, dataset_of_test, make_pipeline, steps_of
+from .image_pipeline import Image, dataset_of_test, make_pipeline, steps_of
 
 _BUILDING = threading.Lock()
 """Models are built one after the other: the default scope of mmengine is one for the whole process."""
@@ -81,7 +81,7 @@ def load_deployed(path: PathLike, engine: str = 'onnxruntime', threads: int = 0)
     """
     from mmengine.config import Config
 
-    from ..deploy.folding.artifact import CONFIG, load_folded, read_config
+    from ...deploy.folding.artifact import CONFIG, load_folded, read_config
 
     if engine not in ('torch', *ENGINES):
         raise ExportError(f'engine {engine!r} is unknown. Expected {", ".join(ENGINES)} or torch')

@@ -7,8 +7,8 @@ from typing import Union
 import torch
 from torch import Tensor, nn
 
-from ..errors import CheckpointError, QuantizationError
-from ..quant import (
+from ...errors import CheckpointError, QuantizationError
+from ...quant import (
     ActivationSpec,
     Encoded,
     clip_activation,
@@ -21,7 +21,7 @@ from ..quant import (
     rule_of,
     step_of,
 )
-from ..quant.ranges.rule import POWERS
+from ...quant.ranges.rule import POWERS
 from .passes import in_backward
 from .quantizer import Quantizer, keep_positive, recorded, refuse_symbolic
 from .state import CLIP, FLOAT, QUANTIZE

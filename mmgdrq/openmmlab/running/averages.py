@@ -12,12 +12,12 @@ import torch
 from mmengine.hooks import EMAHook, Hook
 from torch import nn
 
-from ..errors import ConfigError
-from ..layers import ActivationQuantizer, WeightQuantizer
-from ..quantized_model.loading import check_saves_ranges
-from ..quantized_model.stages import freeze, switch_stage
-from ..quantized_model.state import is_root, state_of
-from .wrappers import unwrap
+from ...errors import ConfigError
+from ...layers import ActivationQuantizer, WeightQuantizer
+from ...quantized_model.loading import check_saves_ranges
+from ...quantized_model.stages import freeze, switch_stage
+from ...quantized_model.state import is_root, state_of
+from ..wrappers import unwrap
 
 Pair = tuple[nn.Module, nn.Module]
 

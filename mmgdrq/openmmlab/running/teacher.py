@@ -5,11 +5,11 @@ from typing import Optional
 from mmengine.runner import load_checkpoint
 from torch import nn
 
-from ..errors import CheckpointError, ConfigError
-from ..layers import is_quantized_model
-from ..training.distillation import Distillation, Distiller, make_teacher
+from ...errors import CheckpointError, ConfigError
+from ...layers import is_quantized_model
+from ...training.distillation import Distillation, Distiller, make_teacher
+from ..deployed.evaluation import build_float_model
 from .distillation import distiller_of
-from .evaluation import build_float_model
 
 
 class RunTeacher:

@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import ConfigError
-from ..training.distillation import Distillation, Distiller, Tap
-from ..training.distillation.losses import (
+from ...errors import ConfigError
+from ...training.distillation import Distillation, Distiller, Tap
+from ...training.distillation.losses import (
     binary_label_sum,
     confidence_of,
     confident_values,

@@ -6,10 +6,10 @@ from typing import Any
 from mmengine.runner import load_checkpoint
 from torch import nn
 
-from ..errors import CheckpointError, ConfigError
-from ..layers import is_quantized_model
+from ...errors import CheckpointError, ConfigError
+from ...layers import is_quantized_model
+from ..config_parts import without_weights
 from .building import build_model, model_config
-from .config_parts import without_weights
 
 
 def evaluate(runner, model: nn.Module) -> dict[str, float]:

@@ -8,9 +8,9 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 
 from mmgdrq.errors import CheckpointError, ConfigError
-from mmgdrq.openmmlab.evaluation import load_float_model
+from mmgdrq.openmmlab.deployed.evaluation import load_float_model
 
-CONFIG = Path(__file__).resolve().parents[2] / 'configs/gdrq/resnet18_digits.py'
+CONFIG = Path(__file__).resolve().parents[3] / 'configs/gdrq/resnet18_digits.py'
 QUANT = dict(weight=dict(bits=2), activation=dict(bits=4))
 
 

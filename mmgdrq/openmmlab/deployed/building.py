@@ -7,12 +7,12 @@ from typing import Any, Optional
 
 from torch import nn
 
-from ..config.apply import apply_config, finish
-from ..config.quant_config import QuantConfig
-from ..errors import CheckpointError
-from ..layers.walk import is_quantized_model
-from ..quantized_model.state import is_root
-from .config_parts import class_name
+from ...config.apply import apply_config, finish
+from ...config.quant_config import QuantConfig
+from ...errors import CheckpointError
+from ...layers.walk import is_quantized_model
+from ...quantized_model.state import is_root
+from ..config_parts import class_name
 
 
 def model_config(cfg: Mapping[str, Any]) -> dict[str, Any]:

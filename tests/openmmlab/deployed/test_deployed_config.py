@@ -14,7 +14,7 @@ from mmpretrain.models import ImageClassifier, ResNet_CIFAR
 import mmgdrq
 from mmgdrq.deploy import save_folded
 
-CONFIG = Path(__file__).resolve().parents[2] / 'configs/gdrq/resnet18_digits.py'
+CONFIG = Path(__file__).resolve().parents[3] / 'configs/gdrq/resnet18_digits.py'
 QUANT = dict(weight=dict(bits=4), activation=dict(bits=8))
 IMAGE = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
 

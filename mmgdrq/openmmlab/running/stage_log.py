@@ -1,9 +1,9 @@
 """What the log says about stages: which one a model is in, and which one never comes."""
 
-from ..quantized_model.stages import get_stage
-from ..quantized_model.state import is_root
-from ..training.schedule import STAGE_KEYS, Schedule
-from .wrappers import unwrap
+from ...quantized_model.stages import get_stage
+from ...quantized_model.state import is_root
+from ...training.schedule import STAGE_KEYS, Schedule
+from ..wrappers import unwrap
 
 NOT_ROUNDED = {
     'float': 'nothing is rounded',

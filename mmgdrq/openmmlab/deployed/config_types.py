@@ -15,8 +15,8 @@ from mmengine import registry as mmengine_registry
 from mmengine.config.utils import MODULE2PACKAGE
 from mmengine.registry import Registry
 
-from ..errors import CheckpointError
-from .config_parts import TYPES
+from ...errors import CheckpointError
+from ..config_parts import TYPES
 
 UNREGISTERED = {
     'nms': ('nms', 'soft_nms', 'nms_match', 'nms_quadri', 'nms_rotated'),

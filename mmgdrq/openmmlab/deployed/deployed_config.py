@@ -3,7 +3,7 @@
 import ast
 from typing import Any, Optional
 
-from ..errors import CheckpointError
+from ...errors import CheckpointError
 from .old_paths import use_registered_names
 
 

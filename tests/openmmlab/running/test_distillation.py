@@ -10,7 +10,7 @@ from torch import nn
 
 import mmgdrq
 from mmgdrq.errors import ConfigError
-from mmgdrq.openmmlab.distillation import distiller_of, taps_of
+from mmgdrq.openmmlab.running.distillation import distiller_of, taps_of
 from mmgdrq.training.distillation import Distillation, make_teacher
 from tests.openmmlab.test_builder import batch, detector_config
 

@@ -5,9 +5,9 @@ from typing import Any, Callable, Optional
 import torch
 from torch import Tensor
 
-from ..kernels import cpu
-from ..kernels.scratch import dense
-from ..quant import Encoded
+from ...kernels import cpu
+from ...kernels.scratch import dense
+from ...quant import Encoded
 
 
 class WeightCache:

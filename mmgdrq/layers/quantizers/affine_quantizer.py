@@ -5,9 +5,9 @@ from typing import Union
 import torch
 from torch import Tensor
 
-from ..errors import QuantizationError
-from ..quant import ActivationSpec
-from ..quant.affine import affine_bounds, affine_grid, clip_affine, fake_quantize_affine
+from ...errors import QuantizationError
+from ...quant import ActivationSpec
+from ...quant.affine import affine_bounds, affine_grid, clip_affine, fake_quantize_affine
 from .quantizer import Quantizer, refuse_symbolic
 from .state import CLIP, FLOAT
 

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Proxy
 
-from ..errors import CheckpointError, QuantizationError
-from ..quant import RangeRule, keep_in_graph, rule_of
+from ...errors import CheckpointError, QuantizationError
+from ...quant import RangeRule, keep_in_graph, rule_of
 from .state import ModelState
 
 LEARNED_FLOOR = 1e-8

@@ -8,7 +8,7 @@ from mmengine.runner import Runner
 import mmgdrq
 from mmgdrq import Conv2d, GDRQHook
 from mmgdrq.errors import CheckpointError
-from mmgdrq.openmmlab.building import build_model, model_config, quantize_as_trained
+from mmgdrq.openmmlab.deployed.building import build_model, model_config, quantize_as_trained
 from tests.helpers.toy import toy_config
 from tests.reliability.deploying import ToyClassifier
 

@@ -3,8 +3,8 @@
 from mmengine.logging import MMLogger
 from torch import nn
 
-from ..planning.policy import plan_as_built
-from ..quantized_model.state import states_in
+from ...planning.policy import plan_as_built
+from ...quantized_model.state import states_in
 
 
 def log_plan(model: nn.Module, logger: MMLogger) -> None:

@@ -7,9 +7,9 @@ from mmengine.config import Config
 from mmengine.registry import MODELS
 
 from mmgdrq.errors import CheckpointError
-from mmgdrq.openmmlab.config_types import check_types
+from mmgdrq.openmmlab.deployed.config_types import check_types
 
-CONFIGS = Path(__file__).resolve().parents[2] / 'configs/gdrq'
+CONFIGS = Path(__file__).resolve().parents[3] / 'configs/gdrq'
 FILE = Path('config.py')
 ZOOS = {
     'mmdet': ['retinanet/retinanet_r50_fpn_1x_coco.py', 'faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py'],

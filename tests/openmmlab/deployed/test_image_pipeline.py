@@ -11,9 +11,9 @@ from mmengine.dataset import Compose
 from mmengine.registry import init_default_scope
 
 from mmgdrq.errors import CheckpointError, InputError
-from mmgdrq.openmmlab.pipeline import make_pipeline
+from mmgdrq.openmmlab.deployed.image_pipeline import make_pipeline
 
-CONFIGS = Path(__file__).resolve().parents[2] / 'configs/gdrq'
+CONFIGS = Path(__file__).resolve().parents[3] / 'configs/gdrq'
 PACK = dict(type='PackInputs')
 IMAGE = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
 

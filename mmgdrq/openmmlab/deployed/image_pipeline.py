@@ -7,8 +7,8 @@ from typing import Any, Callable, Optional, Union
 
 import numpy as np
 
-from ..errors import CheckpointError, InputError
-from .config_parts import class_name
+from ...errors import CheckpointError, InputError
+from ..config_parts import class_name
 
 Image = Union[str, Path, np.ndarray]
 RGB_DATASETS = ('CIFAR10', 'CIFAR100')

@@ -1,0 +1,1 @@
+"""The quantizers of a layer, and the state that those of a model share."""

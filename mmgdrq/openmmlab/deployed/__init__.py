@@ -1,0 +1,1 @@
+"""Deployed directories in OpenMMLab: their config is read as data, their model is built and evaluated."""
