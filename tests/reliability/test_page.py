@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -33,6 +34,13 @@ def test_the_page_is_generated(measured):
 
 def test_every_file_of_tests_is_there(measured):
     assert all((ROOT / file).is_file() for file in measured[-1].values())
+
+
+def test_every_test_that_the_page_names_is_there():
+    named = re.findall(r'`(tests/[\w/]+\.py)(?:::(\w+))?`', (ROOT / 'docs/reliability.md').read_text(encoding='utf-8'))
+    assert len(named) > 60
+    for file, test in named:
+        assert not test or f'\ndef {test}(' in (ROOT / file).read_text(encoding='utf-8'), f'{file}::{test}'
 
 
 def test_what_did_not_hold_is_on_the_page(measured):
