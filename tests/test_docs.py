@@ -1,6 +1,7 @@
 """What docs/usage.md and docs/semantics.md say about keys is what the code takes, and their configs work."""
 
 import importlib
+import importlib.util
 import inspect
 import re
 from dataclasses import fields
@@ -174,3 +175,11 @@ def test_links_of_the_pages_lead_somewhere():
     for page in (ROOT / 'README.md', *(ROOT / 'docs').glob('*.md')):
         for target in re.findall(r'\]\(([^)#: ]+)(?:#[^)]*)?\)', page.read_text()):
             assert (page.parent / target).exists(), f'{page.name}: {target}'
+
+
+def test_moved_modules_are_where_the_changelog_says():
+    text = (ROOT / 'CHANGELOG.md').read_text(encoding='utf-8')
+    cells = [row[-1] for row in rows(text, 'in 0.1').values()]
+    modules = [name for cell in cells for name in re.findall(r'`(mmgdrq[\w.]*)`', cell)]
+    assert len(modules) > 60
+    assert [name for name in modules if importlib.util.find_spec(name) is None] == []
