@@ -163,6 +163,7 @@ def _become(model: nn.Module, path: Path, manifest: dict[str, Any], tensors: dic
     become_folded_model(model, entries)
     own = model.state_dict()
     state.update({key: torch.zeros_like(own[key]) for key in unread_parameters(model)})
+    _give_ranges_a_dimension(own, state)
     _check_state(path, own, state)
     model.load_state_dict(state)
     return model.eval()
@@ -262,6 +263,13 @@ def _adopt_norm_affine(model: nn.Module, norm: Optional[str], tensors: dict[str,
     if f'{norm}.weight' in tensors and module.weight is None:
         module.weight = nn.Parameter(torch.ones_like(module.running_mean))
         module.bias = nn.Parameter(torch.zeros_like(module.running_mean))
+
+
+def _give_ranges_a_dimension(expected: dict[str, Tensor], state: dict[str, Tensor]) -> None:
+    """Learned input ranges of stored layers, which version 0.1 wrote without one."""
+    for key, tensor in expected.items():
+        if key.endswith('.threshold') and tensor.shape == (1,) and key in state and state[key].shape == ():
+            state[key] = state[key].reshape(1)
 
 
 def _check_state(path: Path, expected: dict[str, Tensor], state: dict[str, Tensor]) -> None:

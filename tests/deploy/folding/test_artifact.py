@@ -119,6 +119,23 @@ def test_round_trip_of_other_ranges(tmp_path, rule):
     assert torch.equal(loaded(X), folded(X))
 
 
+def test_a_directory_of_an_older_version_with_learned_input_ranges(tmp_path):
+    """Version 0.1 wrote them without a dimension; layers that are only stored keep theirs as it was."""
+
+    def build():
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.ConvTranspose2d(4, 4, 2), nn.Conv2d(4, 2, 1))
+        return mmgdrq.quantize(net, activation=dict(bits=4, range='learned')).train()
+
+    net = build()
+    net(X)
+    folded = mmgdrq.fold(net.eval(), X)
+    path = save_folded(folded, tmp_path / 'out')
+    key = '2.activation_quantizer.threshold'
+    rewrite(path, lambda tensors: tensors.update({key: tensors[key].reshape(())}))
+    assert torch.equal(load_folded(build(), path)(X), folded(X))
+
+
 def test_round_trip_of_a_norm_without_affine_parameters(tmp_path):
     folded = mmgdrq.fold(trained(affine=False), X)
     loaded = load_folded(quantized(affine=False), save_folded(folded, tmp_path / 'out'))
