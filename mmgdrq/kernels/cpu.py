@@ -23,7 +23,7 @@ _SIGNATURES = {
     'encode_rows': [_POINTER] * 3 + [_LONG, _LONG] + [_FLOAT] * 3 + [_INT],
     'encode_mean_rows': [_POINTER] * 3 + [_LONG, _LONG] + [_FLOAT] * 6 + [_INT],
     'learned_backward': [_POINTER] * 5 + [_LONG, _LONG] + [_FLOAT] * 3 + [_INT],
-    'sum_rows': [_POINTER, _POINTER, _LONG, _LONG, _INT],
+    'sum_and_count_rows': [_POINTER, _POINTER, _LONG, _LONG, _INT],
     'decode': [_POINTER] * 3 + [_LONG, _LONG, _INT, _INT, _INT],
     'mask': [_POINTER, _POINTER, _LONG, _INT, _INT],
     'relu': [_POINTER] * 3 + [_LONG, _INT],
@@ -161,11 +161,11 @@ def power_sums(x: Tensor) -> Tensor:
     return result
 
 
-def sum_rows(x: Tensor) -> Tensor:
-    """As :func:`mmgdrq.kernels.reference.sum_rows`."""
-    sums = torch.empty(x.shape[0])
-    _call('sum_rows', x.contiguous(), sums, *_rows(x))
-    return sums
+def sum_and_count_rows(x: Tensor) -> Tensor:
+    """As :func:`mmgdrq.kernels.reference.sum_and_count_rows`."""
+    result = torch.empty(2, x.shape[0])
+    _call('sum_and_count_rows', x.contiguous(), result, *_rows(x))
+    return result
 
 
 def clip_rows(x: Tensor, bounds: Optional[Tensor], k: float) -> None:

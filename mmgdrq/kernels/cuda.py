@@ -71,10 +71,13 @@ def _encode_rows(
     row = tl.program_id(0).to(tl.int64)
     if MEAN:
         partial = tl.zeros([BLOCK], tl.float32)
+        nonzero = tl.zeros([BLOCK], tl.float32)
         for index in range(BLOCKS):
             offsets = index * BLOCK + tl.arange(0, BLOCK)
-            partial += tl.abs(tl.load(x_ptr + row * columns + offsets, offsets < columns, 0.0).to(tl.float32))
-        mean = tl.div_rn(tl.sum(partial, 0), columns.to(tl.float32))
+            x = tl.load(x_ptr + row * columns + offsets, offsets < columns, 0.0).to(tl.float32)
+            partial += tl.abs(x)
+            nonzero += (x != 0).to(tl.float32)
+        mean = tl.div_rn(tl.sum(partial, 0), tl.maximum(tl.sum(nonzero, 0), 1.0))
         step = tl.maximum(tl.div_rn(mean * k, levels), floor, _NAN)
         tl.store(steps_ptr + row, step)
     else:

@@ -28,14 +28,14 @@ _SCHEMAS = {
     '-> (Tensor, Tensor)',
     'sum_and_count': '(Tensor x) -> Tensor',
     'power_sums': '(Tensor x) -> Tensor',
-    'sum_rows': '(Tensor x) -> Tensor',
+    'sum_and_count_rows': '(Tensor x) -> Tensor',
 }
 _FAKES: dict[str, Callable] = {
     'fake_quantize': lambda x, *_: torch.empty_like(x),
     'learned_gradients': lambda x, grad, step, *_: (torch.empty_like(x), torch.empty_like(step)),
     'sum_and_count': lambda x: x.new_empty(2, dtype=torch.float64),
     'power_sums': lambda x: x.new_empty(2, dtype=torch.float64),
-    'sum_rows': lambda x: x.new_empty(x.shape[0], dtype=torch.float32),
+    'sum_and_count_rows': lambda x: x.new_empty(2, x.shape[0], dtype=torch.float32),
 }
 """Shapes and dtypes for torch.compile; the other operators return nothing."""
 

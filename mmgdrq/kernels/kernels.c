@@ -154,10 +154,18 @@ static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 /* Threads for so many elements: all or one, as a team of another size would make OpenMP end threads and start them. */
 static int team_of(int64_t elements, int threads) { return elements < GRAIN ? 1 : threads; }
 
-static float sum_row(const float *x, int64_t n) {
-    double sum = 0, count = 0;
-    for (int64_t i = 0; i < n; i += BLOCK) sum_block(x + i, least(BLOCK, n - i), &sum, &count);
+/* sum|x|; count receives the number of nonzero elements. */
+static float sum_row(const float *x, int64_t n, float *count) {
+    double sum = 0, nonzero = 0;
+    for (int64_t i = 0; i < n; i += BLOCK) sum_block(x + i, least(BLOCK, n - i), &sum, &nonzero);
+    *count = (float)nonzero;
     return (float)sum;
+}
+
+/* mean|x| of the nonzero elements, 0 where there is none. */
+static float mean_of_row(const float *x, int64_t n) {
+    float count, sum = sum_row(x, n, &count);
+    return sum / (count < 1 ? 1 : count);
 }
 
 static float step_of(float range, float levels, float floor) {
@@ -237,13 +245,13 @@ void mmgdrq_encode_rows(const float *x, const float *steps, float *values, int64
     }
 }
 
-/* The range of every row is k * mean|row|; steps receives max(range / levels, floor). */
+/* The range of every row is k * mean|row| of its nonzero elements; steps receives max(range / levels, floor). */
 void mmgdrq_encode_mean_rows(const float *x, float *steps, float *values, int64_t rows, int64_t columns, float lowest,
                              float highest, float offset, float k, float levels, float floor, int threads) {
 #pragma omp parallel for num_threads(team_of(rows * columns, threads)) schedule(static)
     for (int64_t r = 0; r < rows; r++) {
         const float *row = x + r * columns;
-        steps[r] = step_of(sum_row(row, columns) / (float)columns * k, levels, floor);
+        steps[r] = step_of(mean_of_row(row, columns) * k, levels, floor);
         grid g = {steps[r], offset, lowest, highest, 0, 0, 0};
         quantize_block(row, values + r * columns, columns, g);
     }
@@ -273,9 +281,10 @@ void mmgdrq_learned_backward(const float *x, const float *grad, const float *ste
     }
 }
 
-void mmgdrq_sum_rows(const float *x, float *sums, int64_t rows, int64_t columns, int threads) {
+/* result receives sum|row| of every row, then the number of its nonzero elements. */
+void mmgdrq_sum_and_count_rows(const float *x, float *result, int64_t rows, int64_t columns, int threads) {
 #pragma omp parallel for num_threads(team_of(rows * columns, threads)) schedule(static)
-    for (int64_t r = 0; r < rows; r++) sums[r] = sum_row(x + r * columns, columns);
+    for (int64_t r = 0; r < rows; r++) result[r] = sum_row(x + r * columns, columns, result + rows + r);
 }
 
 void mmgdrq_decode(const uint8_t *codes, const float *steps, float *values, int64_t rows, int64_t columns,
@@ -316,11 +325,12 @@ void mmgdrq_relu_backward(const int32_t *grad, const uint8_t *positive, int32_t 
     }
 }
 
-/* Clip every row to [-bound, bound] in place; bounds may be NULL: the bound of a row is then k * mean|row|. */
+/* Clip every row to [-bound, bound] in place; bounds may be NULL: the bound of a row is then k * mean|row| of its
+ * nonzero elements. */
 void mmgdrq_clip_rows(float *x, const float *bounds, int64_t rows, int64_t columns, float k, int threads) {
 #pragma omp parallel for num_threads(team_of(rows * columns, threads)) schedule(static)
     for (int64_t r = 0; r < rows; r++) {
         float *row = x + r * columns;
-        clip_block(row, columns, bounds ? bounds[r] : sum_row(row, columns) / (float)columns * k);
+        clip_block(row, columns, bounds ? bounds[r] : mean_of_row(row, columns) * k);
     }
 }

@@ -84,9 +84,11 @@ def encode_mean_rows(
     levels: int,
     floor: float,
 ) -> None:
-    """:func:`encode_rows` with the range ``k * mean|row|`` of each row; ``steps`` receives the steps, float32."""
-    means = sum_rows(x.reshape(x.shape[0], -1)) / (x.numel() // x.shape[0])
-    steps.copy_((means * k / levels).clamp(min=floor).reshape(steps.shape))
+    """:func:`encode_rows` with the range ``k * mean|row|`` of each row, zeros left out.
+
+    ``steps`` receives the steps, float32.
+    """
+    steps.copy_((_mean_rows(x) * k / levels).clamp(min=floor).reshape(steps.shape))
     encode_rows(x, steps, values, lowest, highest, offset)
 
 
@@ -171,15 +173,22 @@ def largest_unit(x: Tensor) -> Tensor:
     return unit_of(torch.maximum(high, -low))
 
 
-def sum_rows(x: Tensor) -> Tensor:
-    """sum|x| of every row of a matrix: float32."""
-    return torch.linalg.vector_norm(x, 1, dim=1, dtype=torch.promote_types(x.dtype, torch.float32)).float()
+def sum_and_count_rows(x: Tensor) -> Tensor:
+    """sum|x| and the number of elements that are not zero, of every row of a matrix: float32, shape ``(2, rows)``."""
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    sums = torch.linalg.vector_norm(x, 1, dim=1, dtype=dtype).float()
+    return torch.stack([sums, (x != 0).sum(1, dtype=torch.float32)])  # OpenVINO has no norm 0 of rows
+
+
+def _mean_rows(x: Tensor) -> Tensor:
+    sums, counts = sum_and_count_rows(x.reshape(x.shape[0], -1)).unbind()
+    return sums / counts.clamp(min=1)
 
 
 def clip_rows(x: Tensor, bounds: Optional[Tensor], k: float) -> None:
-    """Clip each entry of the first dimension to its bound in place; None: to ``k * mean|row|``."""
+    """Clip each entry of the first dimension to its bound in place; None: to ``k * mean|row|``, zeros left out."""
     if bounds is None:
-        bounds = sum_rows(x.reshape(x.shape[0], -1)) / (x.numel() // x.shape[0]) * k
+        bounds = _mean_rows(x) * k
     bounds = bounds.reshape(-1, *[1] * (x.dim() - 1)).to(x.dtype)
     torch.clamp(x, -bounds, bounds, out=x)
 

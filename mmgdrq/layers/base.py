@@ -16,7 +16,7 @@ from .quantizers.state import ModelState
 from .quantizers.weight_quantizer import WeightQuantizer
 
 WEIGHT_KEYS = ('weight', 'weight_orig', 'parametrizations.weight.original')
-"""Names under which a layer may store its weight; the other two are those of spectral norm."""
+"""Names under which a layer may store its weight; the other two are those of spectral norm and pruning."""
 
 WeightConfig = Union[None, Mapping[str, Any], WeightSpec]
 ActivationConfig = Union[None, Mapping[str, Any], ActivationSpec]
@@ -56,15 +56,21 @@ class QuantizedLayer(ModuleMixin):
         """The parameter behind the weight."""
         if 'parametrizations' in self._modules:  # torch.nn.utils.parametrizations.spectral_norm
             return self.parametrizations.weight.original
-        # torch.nn.utils.spectral_norm computes `weight` from `weight_orig`
+        # torch.nn.utils.spectral_norm and torch.nn.utils.prune compute `weight` from `weight_orig`
         stored = self._parameters.get('weight', self._parameters.get('weight_orig'))
         assert stored is not None, 'only layers with such a weight become quantized layers'
         return stored
 
+    def pruned_weight(self) -> Optional[Tensor]:
+        """The stored weight without what the mask of ``torch.nn.utils.prune`` takes out; None without a mask."""
+        mask = self._buffers.get('weight_mask')
+        return None if mask is None else self.stored_weight() * mask
+
     @torch.no_grad()
     def scale_clip_(self) -> None:
-        """Scale-Clip of the stored weight, in place."""
-        scale_clip_(self.stored_weight(), self.weight_quantizer.spec, self.weight_quantizer.kernels)
+        """Scale-Clip of the stored weight, in place; the bound is that of the weight the layer computes with."""
+        quantizer = self.weight_quantizer
+        scale_clip_(self.stored_weight(), quantizer.spec, quantizer.kernels, self.pruned_weight())
 
     def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
         self._forget_unfit(state_dict, prefix, args[-1])

@@ -15,9 +15,10 @@ class _Standardized(QuantizedLayer):
 
     @torch.no_grad()
     def scale_clip_(self) -> None:
-        mean = self.weight.mean(dim=(1, 2, 3), keepdim=True)
-        quantizer = self.weight_quantizer
-        self.weight.copy_(scale_clip_(self.weight - mean, quantizer.spec, quantizer.kernels) + mean)
+        stored, used, quantizer = self.stored_weight(), self.pruned_weight(), self.weight_quantizer
+        mean = (stored if used is None else used).mean(dim=(1, 2, 3), keepdim=True)
+        centred = None if used is None else used - mean
+        stored.copy_(scale_clip_(stored - mean, quantizer.spec, quantizer.kernels, centred) + mean)
 
     def forward(self, x: Tensor) -> Tensor:
         weight = self.weight_quantizer(self.filters())

@@ -172,7 +172,7 @@ def float_reason(layer: nn.Module) -> str:
     if replacement(layer) is None:
         return f'{type(layer).__name__} has no quantized counterpart'
     if not _has_known_weight(layer):
-        return 'its weight is computed from other parameters (weight norm or a parametrization)'
+        return 'its weight is computed from other parameters (weight norm, a parametrization or a mask)'
     return ''
 
 
@@ -230,9 +230,10 @@ def _same_forward(cls: type[nn.Module], base: type[nn.Module]) -> bool:
 
 
 def _has_known_weight(layer: nn.Module) -> bool:
-    """Whether the weight is a parameter, or one divided by its spectral norm."""
+    """Whether the weight is a parameter, or one divided by its spectral norm or masked by pruning."""
     if isinstance(layer, nn.MultiheadAttention):
-        return True
+        separate = [layer._parameters.get(f'{part}_proj_weight') for part in 'qkv']
+        return layer._parameters.get('in_proj_weight') is not None or None not in separate
     chain = getattr(getattr(layer, 'parametrizations', None), 'weight', None)
     if chain is not None:
         return len(chain) == 1 and type(chain[0]).__name__ == '_SpectralNorm'

@@ -42,9 +42,10 @@ class _ConvTranspose(QuantizedLayer):
 
     @torch.no_grad()
     def scale_clip_(self) -> None:
-        stored = self.stored_weight()
-        quantizer = self.weight_quantizer
-        clipped = scale_clip_(filters_first(stored, self.groups).clone(), quantizer.spec, quantizer.kernels)
+        stored, used, quantizer = self.stored_weight(), self.pruned_weight(), self.weight_quantizer
+        filters = filters_first(stored, self.groups).clone()
+        used = None if used is None else filters_first(used, self.groups)
+        clipped = scale_clip_(filters, quantizer.spec, quantizer.kernels, used)
         stored.copy_(filters_first(clipped, self.groups))
 
 

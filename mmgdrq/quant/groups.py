@@ -24,18 +24,6 @@ def num_groups(filters: int, group_size: int) -> int:
     return -(-filters // size)
 
 
-def group_sizes(filters: int, group_size: int, device=None) -> Tensor:
-    """Number of filters in every group, shape ``(G,)``, float32.
-
-    >>> group_sizes(10, 4)
-    tensor([4., 4., 2.])
-    """
-    groups = num_groups(filters, group_size)
-    size = _size(filters, group_size)
-    starts = torch.arange(groups, device=device) * size
-    return (filters - starts).clamp(max=size).float()
-
-
 def per_filter(values: Tensor, filters: int, group_size: int) -> Tensor:
     """Repeat one value per group, shape ``(G,)``, to one value per filter, shape ``(O,)``.
 
@@ -69,7 +57,9 @@ def per_group(values: Tensor, group_size: int, pad: float = 0.0) -> Tensor:
 
 
 def group_mean_abs(weight: Tensor, group_size: int, kernels: bool = True) -> Tensor:
-    """Mean absolute value of every group.
+    """Mean absolute value of every group, over the elements that are not exactly zero; 0 for a group of zeros.
+
+    Zeros are what pruning leaves: they need no range, and would make that of the other elements too small.
 
     Args:
         weight: shape ``(O, ...)``, any floating dtype.
@@ -81,11 +71,13 @@ def group_mean_abs(weight: Tensor, group_size: int, kernels: bool = True) -> Ten
 
     >>> group_mean_abs(torch.tensor([[1., -1.], [3., 3.], [-5., 5.]]), 2)
     tensor([2., 5.])
+    >>> group_mean_abs(torch.tensor([[0., 0., -4., 0.], [0., 0., 0., 0.]]), 1)
+    tensor([4., 0.])
     """
     filters = weight.shape[0]
     flat = weight.detach().reshape(filters, -1)
-    totals = per_group(operators(kernels).sum_rows(flat), group_size).sum(1)
-    return totals / (group_sizes(filters, group_size, weight.device) * flat.shape[1])
+    totals, counts = per_group(operators(kernels).sum_and_count_rows(flat).t(), group_size).unbind(-1)
+    return totals.sum(1) / counts.sum(1, dtype=torch.float64).float().clamp(min=1)
 
 
 def group_max_abs(weight: Tensor, group_size: int) -> Tensor:

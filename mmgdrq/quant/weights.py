@@ -3,6 +3,8 @@
 Source: GDRQ's groups and its Scale-Clip threshold ``T = k * mean|W|``.
 """
 
+from typing import Optional
+
 import torch
 from torch import Tensor
 
@@ -22,12 +24,14 @@ def weight_step(weight: Tensor, alpha: Tensor, spec: WeightSpec) -> Tensor:
     return broadcast_filters(steps, weight)
 
 
-def scale_clip_(weight: Tensor, spec: WeightSpec, kernels: bool = True) -> Tensor:
-    """Scale-Clip: project ``weight`` in place to ``[-T_g, T_g]`` with ``T_g = k * mean|W_g|``.
+def scale_clip_(weight: Tensor, spec: WeightSpec, kernels: bool = True, used: Optional[Tensor] = None) -> Tensor:
+    """Scale-Clip: project ``weight`` in place to ``[-T_g, T_g]`` with ``T_g = k * mean|W_g|``, zeros left out.
 
     Args:
         weight: shape ``(O, ...)``; changed in place, outside of autograd.
         kernels: whether kernels may be used.
+        used: what the layer computes with, whose mean gives the bound, in the shape of ``weight``, such as a pruned
+            weight without what is masked; None: ``weight`` itself.
 
     >>> w = torch.tensor([[1., -1., 1., -9.]])
     >>> scale_clip_(w, WeightSpec(k=2.0))
@@ -35,8 +39,8 @@ def scale_clip_(weight: Tensor, spec: WeightSpec, kernels: bool = True) -> Tenso
     """
     with torch.no_grad():
         bound = None
-        if spec.group_size != 1:
-            bound = group_mean_abs(weight, spec.group_size, kernels) * spec.clip_multiplier
+        if spec.group_size != 1 or used is not None:
+            bound = group_mean_abs(weight if used is None else used, spec.group_size, kernels) * spec.clip_multiplier
             bound = per_filter(bound, weight.shape[0], spec.group_size).contiguous()
         operators(kernels).clip_rows(weight, bound, spec.clip_multiplier)
         return weight

@@ -2,7 +2,10 @@
 
 import copy
 
+import torch
 from torch import nn
+from torch.nn.utils.prune import BasePruningMethod
+from torch.nn.utils.spectral_norm import SpectralNorm
 
 from ..errors import ConfigError
 from ..layers import call_projections, let_parents_read, quantize_layer, replacements, set_lean_relu
@@ -46,11 +49,26 @@ def convert(model: nn.Module, plan: Plan, stage: str = 'quantize', follow_checkp
 
 def copy_model(model: nn.Module) -> nn.Module:
     """A deep copy of ``model`` in which quantized models are what they were, whatever kind of module they are."""
+    _compute_weights(model)
     copied = copy.deepcopy(model)
     for name, module in model.named_modules():
         if is_root(module) and not is_root(copied.get_submodule(name)):
             _restore_copy(copied.get_submodule(name))
     return copied
+
+
+@torch.no_grad()
+def _compute_weights(model: nn.Module) -> None:
+    """Compute the weights that forward pre-hooks of torch compute, from what was trained or loaded after the last pass.
+
+    What a training pass has left can moreover not be copied, as it has a gradient.
+    """
+    for module in all_modules(model):
+        for hook in module._forward_pre_hooks.values():
+            if isinstance(hook, BasePruningMethod):
+                setattr(module, hook._tensor_name, hook.apply_mask(module))
+            elif isinstance(hook, SpectralNorm):
+                setattr(module, hook.name, hook.compute_weight(module, do_power_iteration=False))
 
 
 def _restore_copy(copied: nn.Module) -> None:

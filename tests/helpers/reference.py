@@ -13,11 +13,11 @@ def groups(filters: int, group_size: int) -> list[slice]:
 
 
 def mean_abs(weight: np.ndarray, group_size: int) -> np.ndarray:
-    """mean|W_g| of every group."""
+    """mean|W_g| of every group, over the elements that are not exactly zero."""
     means = []
     for part in groups(len(weight), group_size):
         values = np.abs(weight[part].astype(np.float32))
-        means.append(np.float32(values.astype(np.float64).sum()) / np.float32(values.size))
+        means.append(np.float32(values.astype(np.float64).sum()) / np.float32(max(np.count_nonzero(values), 1)))
     return np.array(means, np.float32)
 
 

@@ -28,6 +28,15 @@ def test_a_library_of_another_version_is_reported(tmp_path):
         assert native._load(tmp_path) is None
 
 
+@pytest.mark.skipif(shutil.which('gcc') is None, reason='needs gcc')
+def test_a_library_whose_means_count_zeros_is_reported(tmp_path):
+    names = [name for name in native._SIGNATURES if name != 'sum_and_count_rows'] + ['sum_rows']
+    (tmp_path / 'old.c').write_text(''.join(f'void mmgdrq_{name}(void) {{}}\n' for name in names))
+    subprocess.run(['gcc', '-shared', '-fPIC', '-o', '_kernels.so', 'old.c'], cwd=tmp_path, check=True)
+    with pytest.warns(UserWarning, match=r'undefined symbol: mmgdrq_sum_and_count_rows.*Install mmgdrq again'):
+        assert native._load(tmp_path) is None
+
+
 @pytest.mark.skipif(not native.built(), reason='kernels are not built')
 def test_a_tensor_in_place_of_a_number_is_an_error():
     grad, stored = torch.ones(4), torch.ones(4, dtype=torch.uint8)

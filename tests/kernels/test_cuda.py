@@ -102,6 +102,9 @@ for group_size in (1, 2, -1):
             return e.codes.step, e.values.clone()
 
         check(*both(by_rule), 'step values')
+        weight = weight * (torch.rand_like(weight) > 0.9)
+        weight[1] = 0
+        check(*both(by_rule), 'step values')
 assert len(launches) == 4 and not devices
 print('equal')
 """

@@ -125,6 +125,23 @@ def test_scale_clip(kernels, group_size):
     assert weight._version > version, 'autograd notices'
 
 
+@pytest.mark.parametrize('group_size', [1, 2, -1])
+def test_pruned_weights_have_the_range_of_what_is_kept(kernels, group_size):
+    weight = torch.randn(5, 30, 17, 17) * (torch.rand(5, 30, 17, 17) > 0.9)  # rows of more than a block
+    weight[1] = -0.0
+    spec = WeightSpec(bits=4, group_size=group_size, k=2.0)
+    alphas = 2 * reference.mean_abs(weight.numpy(), group_size)
+    np.testing.assert_allclose(weight_range(weight, spec, kernels).numpy(), alphas, rtol=1e-5)
+    steps = [
+        reference.step(alpha, 8) for alpha, part in zip(alphas, reference.groups(5, group_size)) for _ in weight[part]
+    ]
+    encoded = encode_weight_by_rule(weight, spec, 'weight', kernels)
+    np.testing.assert_allclose(encoded.codes.step.flatten().numpy(), steps, rtol=1e-5)
+    assert bool((encoded.values[weight == 0] == 0).all())
+    expected = reference.scale_clip(weight.numpy(), 2.0, group_size)
+    np.testing.assert_allclose(scale_clip_(weight, spec, kernels).numpy(), expected, rtol=1e-5)
+
+
 @pytest.mark.parametrize('inplace', [False, True])
 @pytest.mark.parametrize('shape', [(1,), (7,), (8,), (8193,), (2, 3, 5, 7)])
 def test_relu_equals_torch(kernels, shape, inplace):

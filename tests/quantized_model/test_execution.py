@@ -261,7 +261,7 @@ def test_a_compiled_net_keeps_the_operators_in_one_graph_and_trains_alike(config
     torch.testing.assert_close(*results, rtol=1e-4, atol=0)
     forward, backward = (graph for graph in graphs if any('convolution' in name for name in graph))
     assert 'mmgdrq.fake_quantize.default' in forward
-    assert ('mmgdrq.sum_rows.default' in forward) is (not config)
+    assert ('mmgdrq.sum_and_count_rows.default' in forward) is (not config)
     assert ('mmgdrq.learned_gradients.default' in backward) is bool(config)
 
 
