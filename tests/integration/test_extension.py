@@ -201,3 +201,26 @@ def test_an_engine_from_outside_runs_the_graphs_that_it_asked_for(literal, tmp_p
 def test_without_it_the_parts_are_not_known():
     with pytest.raises(mmgdrq.errors.ExportError, match=r'TwoTowers has neither rpn_head .*register_dense_parts'):
         parts_of(TwoTowers())
+
+
+class Doubling(torch.nn.Conv2d):
+    """A layer of another library: it pads by reflection, and convolves with twice its weight."""
+
+    def forward(self, x):
+        x = torch.nn.functional.pad(x, (1, 1, 1, 1), mode='reflect')
+        return torch.nn.functional.conv2d(x, 2 * self.weight, self.bias)
+
+
+def test_a_layer_from_outside_is_quantized_trained_and_folded():
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 1), Doubling(4, 4, 3), torch.nn.Conv2d(4, 2, 1))
+    mmgdrq.quantize(net, weight=dict(bits=4, range='minmax'), activation=dict(bits=8))
+    assert [row.weight.bits for row in mmgdrq.state(net).plan] == [8, 4, 8]
+    x = torch.randn(2, 3, 8, 8)
+    net.train()(x).sum().backward()
+    weight = 2 * net[1].weight.detach()
+    step = weight.abs().amax((1, 2, 3), keepdim=True) / 8
+    assert torch.allclose(net[1].weight_quantizer(weight), (weight / step).round().clamp(-8, 7) * step, atol=1e-6)
+    net.eval()
+    with torch.no_grad():
+        assert torch.allclose(mmgdrq.fold(net, example=x)(x), net(x), atol=1e-5)

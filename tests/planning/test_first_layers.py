@@ -218,3 +218,21 @@ def test_the_plan_says_what_the_layers_cost():
     skipped = plan.set('stem', skip=True)[0]
     assert skipped.bit_operations == macs['stem'] * 32 * 32
     assert 'MACs' not in str(mmgdrq.plan(Costs()))
+
+
+@pytest.mark.parametrize('others', [(1,), (4,), (1, 4)])
+def test_images_of_three_channels_come_first_where_the_first_layer_reads_none(others):
+    """A gray or a four-channel layer may be a mask or a gate."""
+    parts = {f'part{channels}': conv(channels, 8) for channels in (*others, 3)}
+    net = tree(body=conv(8, 8), **parts, head=tree(fc=nn.Linear(8, 2)))
+    assert [name for name, reason in reasons(net).items() if reason == CHANNELS] == ['part3']
+
+
+def test_a_second_stream_has_the_same_geometry():
+    net = tree(rgb=tree(conv1=nn.Conv2d(3, 8, 3, 2, 1)), depth=tree(conv1=nn.Conv2d(1, 8, 3, 1, 1)), body=conv(8, 8))
+    assert 'depth.conv1' not in at_eight(tree(**net._modules, head=tree(fc=nn.Linear(8, 2))))
+
+
+def test_a_second_stream_differs_in_one_part_of_its_name():
+    streams = dict(rgb=tree(stem=tree(conv1=conv(3, 8))), mask=tree(gate=tree(conv1=conv(1, 8))))
+    assert 'mask.gate.conv1' not in at_eight(tree(**streams, body=conv(8, 8), head=tree(fc=nn.Linear(8, 2))))

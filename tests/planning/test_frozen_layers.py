@@ -6,6 +6,7 @@ from mmengine.registry import MODELS, init_default_scope
 from torch import nn
 
 import mmgdrq
+from mmgdrq.planning.frozen_layers import frozen_layers
 from mmgdrq.planning.train_mode import in_training
 from tests.helpers.plans import conv, tree
 from tests.helpers.toy import ToyModel, toy_runner
@@ -148,3 +149,9 @@ def test_all_that_quantize_agree(tmp_path):
         assert frozen(mmgdrq.state(model).plan) == {'conv2'}
         assert model.conv2.weight_quantizer.spec.bits == 8
         assert model.conv2.weight.requires_grad
+
+
+def test_a_layer_whose_bias_alone_is_trained_is_frozen():
+    layers = {'0': nn.Conv2d(3, 4, 1), '1': nn.Conv2d(4, 4, 1), '2': nn.Conv2d(4, 4, 1)}
+    layers['1'].weight.requires_grad_(False)
+    assert frozen_layers(layers) == ['1']
