@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn.utils import prune, spectral_norm
 
 import mmgdrq
+from mmgdrq.deploy import load_folded, save_folded
 from tests.helpers import reference
 
 X = torch.rand(4, 3, 10, 10, generator=torch.Generator().manual_seed(0))
@@ -127,6 +128,32 @@ def test_fold_takes_the_weight_of_now(how, change):
     with torch.no_grad():
         expected = net(X)
         assert float((folded(X) - expected).abs().max() / expected.abs().max()) < 1e-5
+
+
+@pytest.mark.parametrize('masked', [False, True])
+def test_masked_layers_fold_to_integers_and_load(masked, tmp_path):
+    def build(masks):
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.BatchNorm2d(8), nn.Conv2d(8, 4, 3))
+        for index in masks:
+            prune.random_unstructured(net[index], 'weight', 0.9)
+            prune.random_unstructured(net[index], 'bias', 0.5)
+        return mmgdrq.quantize(net, FOUR, dict(bits=8))
+
+    net = build([2, 4])
+    prune.random_unstructured(net[0], 'bias', 0.5)
+    train(net)
+    folded = mmgdrq.fold(net.eval())
+    assert {entry.kind for entry in folded.gdrq_folded.values()} == {'conv'}
+    assert folded.gdrq_folded['2'].norm == '3'
+    assert not any('mask' in key or 'orig' in key for key in folded.state_dict())
+    save_folded(folded, tmp_path / 'out')
+    loaded = load_folded(build([2, 4] if masked else []), tmp_path / 'out')
+    with torch.no_grad():
+        expected = net(X)
+        assert float((folded(X) - expected).abs().max() / expected.abs().max()) < 1e-5
+        assert torch.equal(loaded(X), folded(X))
+    assert '2.weight_mask' in net.state_dict(), 'the quantized model keeps its masks'
 
 
 def test_a_mask_can_be_made_permanent_after_training():

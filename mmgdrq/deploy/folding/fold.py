@@ -24,7 +24,7 @@ from ...quantized_model.stages import get_stage
 from ...quantized_model.state import is_root
 from .affine_inputs import AffineCodes, affine_grid, step_per_filter
 from .batchnorm_pairs import Pairs, can_carry_scale, foreign_hooks, pairs_by_structure, pairs_by_trace
-from .folded_layers import STORED, FoldedLayer, become_folded, become_folded_model
+from .folded_layers import STORED, FoldedLayer, apply_masks, become_folded, become_folded_model
 
 Example = Union[None, Tensor, tuple[Any, ...], Callable[[nn.Module], object]]
 
@@ -61,6 +61,8 @@ def fold(model: nn.Module, example: Example = None, pairs: Optional[Pairs] = Non
     with torch.no_grad():
         for name, layer in list(modules.items()):
             if is_quantized(layer):
+                if layer.folds_as is not None:
+                    apply_masks(layer)
                 _check_finite(name, layer)
                 if not _is_foldable(layer):
                     entries[name] = _store_layer(layer)

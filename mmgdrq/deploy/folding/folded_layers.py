@@ -7,6 +7,7 @@ from typing import Any, Optional, Union
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils import prune
 
 from ...errors import QuantizationError
 from ...layers.walk import all_modules
@@ -201,6 +202,7 @@ def become_folded(layer: nn.Module, entry: FoldedLayer) -> None:
         if entry.weight_bits <= 8:
             layer.weight_quantizer = StoredWeight(entry.shape).to(layer.stored_weight().device)
         return
+    apply_masks(layer)
     for name in ('weight_quantizer', 'activation_quantizer'):
         layer._modules.pop(name, None)
     layer.__class__ = FOLDED[entry.kind]
@@ -212,6 +214,13 @@ def become_folded(layer: nn.Module, entry: FoldedLayer) -> None:
     layer.register_buffer('scale', torch.ones(filters) if entry.scaled else None)
     layer.register_buffer('offset', torch.zeros(filters) if entry.offset else None)
     layer.to(device)
+
+
+def apply_masks(layer: nn.Module) -> None:
+    """Make the masks of ``torch.nn.utils.prune`` permanent: the parameters become what the layer computes with."""
+    for hook in list(layer._forward_pre_hooks.values()):
+        if isinstance(hook, prune.BasePruningMethod):
+            prune.remove(layer, hook._tensor_name)
 
 
 def _input_codes(entry: FoldedLayer) -> nn.Module:
