@@ -1,11 +1,14 @@
 """Models of other libraries, without weights: all of their layers are quantized, trained and folded rightly."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
 
 import mmgdrq
-from mmgdrq.deploy import compare_blocks
+from mmgdrq.deploy import compare_blocks, load_folded, plug_engine
+from mmgdrq.deploy.deployment import deploy
 
 timm = pytest.importorskip('timm', reason='timm is not installed')
 torchvision = pytest.importorskip('torchvision', reason='torchvision is not installed')
@@ -75,3 +78,34 @@ def test_it_is_quantized_trained_and_folded(build, name):
     errors = compare_blocks(model, folded, lambda target: target(x))
     assert len(errors) == len(plan.quantized)
     assert max(errors.values()) < 1e-4
+
+
+class WithTimmBackbone(nn.Module):
+    """The dense part of a classifier around a backbone of timm, as OpenMMLab's TIMMBackbone has it."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.backbone = timm.create_model(name, features_only=True, pretrained=False)
+        self.head = nn.Linear(self.backbone.feature_info.channels()[-1], 5)
+
+    def extract_feat(self, x: torch.Tensor) -> torch.Tensor:
+        return self.backbone(x)[-1].mean((2, 3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.extract_feat(x))
+
+
+@pytest.mark.parametrize('name', ['efficientnet_lite0', 'regnetx_002', 'tf_mobilenetv3_small_minimal_100'])
+@pytest.mark.parametrize('engine', ['onnxruntime', 'openvino'])
+def test_a_norm_with_an_activation_reaches_the_engine(name, engine, tmp_path):
+    """timm's BatchNormAct2d is a BatchNorm2d that does more; a graph without its activation is off by all of it."""
+    pytest.importorskip('onnx', reason='onnx is not installed')
+    pytest.importorskip(engine, reason=f'{engine} is not installed')
+    torch.manual_seed(0)
+    model, x = with_random_norms(WithTimmBackbone(name)), torch.randn(2, 3, 32, 32)
+    trained(mmgdrq.quantize(model, weight=dict(bits=8), activation=dict(bits=8)), x)
+    with torch.no_grad():
+        expected = model(x)
+        deploy(model, [x], lambda target, batch: target(batch), str(tmp_path / 'out'), [engine], rounds=0)
+        found = plug_engine(load_folded(copy.deepcopy(model), tmp_path / 'out'), tmp_path / 'out', engine)(x)
+    assert (found - expected).norm() < 0.1 * expected.norm()

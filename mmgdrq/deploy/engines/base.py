@@ -71,6 +71,9 @@ class Reader(Protocol):
     def leaves(self, node) -> bool:
         """Whether an output leaves the network, or leads to no further quantized layer."""
 
+    def is_normalized_next(self, node) -> bool:
+        """Whether a norm that is not part of the block reads the output."""
+
     def is_quantized_next(self, node) -> bool:
         """Whether nothing but a ReLU and one input quantizer follow."""
 

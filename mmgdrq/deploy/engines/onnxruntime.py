@@ -7,7 +7,8 @@ input quantizer follow, it is. Everywhere else:
   and rounding commute, so nothing changes);
 - where the network goes on otherwise (a residual addition, a neck), the output is rounded to an 8-bit grid: the one
   that the model was trained with (:mod:`mmgdrq.deploy.simulation`), else one whose range comes from the sample images;
-- where the network ends, or an output leaves it, the block is computed as int32 and scaled in float.
+- where the network ends, or an output leaves it, the block is computed as int32 and scaled in float; so it is before a
+  norm that is not part of the block, which would enlarge the rounding of the channels that it scales up.
 
 The rounding formula was found by comparing codes on values near ties, with ONNX Runtime 1.32
 (``tests/deploy/engines/test_onnxruntime.py``).
@@ -259,19 +260,19 @@ class _Wish:
     """What would suit the output of one call of a block.
 
     Attributes:
-        leaves: to stay as it is.
+        in_float: to stay as it is.
         next: whether the reader's quantizer follows at once, so that the engine rounds by itself.
         grid: of the only reader; None: there are several, or something else in between.
     """
 
-    leaves: bool
+    in_float: bool
     next: bool = False
     grid: Optional[Grid] = None
 
 
 def _wish(reader: Reader, call: BlockCall, blocks: Mapping[int, Block]) -> _Wish:
-    if reader.leaves(call.node):
-        return _Wish(leaves=True)
+    if reader.leaves(call.node) or reader.is_normalized_next(call.node):
+        return _Wish(in_float=True)
     return _Wish(False, reader.is_quantized_next(call.node), _grid_of_reader(reader, call, blocks))
 
 
@@ -285,7 +286,7 @@ def _grid_of_reader(reader: Reader, call: BlockCall, blocks: Mapping[int, Block]
 
 def _settle(calls: Sequence[BlockCall], wishes: Sequence[_Wish]) -> Requantization:
     """The outputs of a block that is called several times may go to different layers, but are computed alike."""
-    if any(wish.leaves for wish in wishes):
+    if any(wish.in_float for wish in wishes):
         return Requantization(in_float=True)
     grids = {wish.grid for wish in wishes}
     only = grids.pop() if len(grids) == 1 else None

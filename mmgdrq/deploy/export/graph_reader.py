@@ -78,6 +78,10 @@ class GraphReader:
         name = self._behind(node, ('Relu',))
         return self._is_result(node.output[0]) or self._is_result(name) or not self._leads_to_layer(node.output[0])
 
+    def is_normalized_next(self, node) -> bool:
+        """Whether a norm that is not part of the block reads the output."""
+        return 'BatchNormalization' in self._kinds(node.output[0])
+
     def is_quantized_next(self, node) -> bool:
         """Whether nothing but a ReLU and one input quantizer follow."""
         return self._kinds(self._behind(node, ('Relu',))) == ['QuantizeLinear']
