@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Union
 
@@ -94,3 +95,21 @@ def check_file(file: Path, sha256: Any, remedy: str = 'Write it again with tools
             f'{file}: is missing, truncated or altered (its checksum is not that of the manifest). {remedy}'
         )
     return file
+
+
+def graph_file(path: Path, engine: str, entry: Any, keys: Sequence[str] = ('file', 'sha256')) -> Path:
+    """Find the file of a graph, in the folder of its engine, and check it.
+
+    Args:
+        path: directory of the deployed model.
+        engine: that the graph is for.
+        entry: what the manifest says of the graph.
+        keys: texts that it has to hold.
+
+    Raises:
+        CheckpointError: the entry lacks a text, or the file is missing or was altered.
+    """
+    remedy = 'Write it again with tools/deploy.py --export'
+    if not isinstance(entry, dict) or not all(isinstance(entry.get(key), str) for key in keys):
+        raise CheckpointError(f'{path}: its manifest lacks {" or ".join(keys)} of a graph for {engine}. {remedy}')
+    return check_file(path / engine / Path(entry['file']).name, entry['sha256'], remedy)

@@ -11,7 +11,7 @@ from .decoders.segmentor import slide
 from .engines import check_engine, open_engine
 from .errors import CheckpointError
 from .images import Image, load_image
-from .manifest import PathLike, check_file, read_manifest
+from .manifest import PathLike, graph_file, read_manifest
 from .pipeline import REMEDY, read_pipeline
 from .preprocessing import ImageInfo, prepare
 from .results import Result
@@ -40,19 +40,12 @@ def load(path: PathLike, engine: str = 'onnxruntime', threads: int = 0) -> 'Mode
         )
     pipeline = read_pipeline(path, manifest['graphs'])
     entries = manifest['graphs'][engine]
-    files = {name: _checked_file(path, engine, entry) for name, entry in entries.items()}
+    files = {name: graph_file(path, engine, entry) for name, entry in entries.items()}
     parts = {name: open_engine(engine, file, threads) for name, file in files.items()}
     missing = _parts_of(pipeline['decoder']) - set(parts)
     if missing:
         raise CheckpointError(f'{path}: has no graph for {", ".join(sorted(missing))}. {REMEDY}')
     return Model(pipeline, parts)
-
-
-def _checked_file(path: Path, engine: str, entry: Any) -> Path:
-    """The file of a graph, which must lie in its folder and have the manifest's checksum."""
-    if not isinstance(entry, dict) or not all(isinstance(entry.get(key), str) for key in ('file', 'sha256')):
-        raise CheckpointError(f'{path}: its manifest does not say which file a graph for {engine} has. {REMEDY}')
-    return check_file(path / engine / Path(entry['file']).name, entry['sha256'], REMEDY)
 
 
 def _parts_of(decoder: Mapping[str, Any]) -> set[str]:

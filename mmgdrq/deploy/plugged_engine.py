@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from mmgdrq_runtime.manifest import PathLike, check_file, read_manifest
+from mmgdrq_runtime.manifest import PathLike, graph_file, read_manifest
 
 from ..errors import CheckpointError
 from ..quantized_model.dense_parts import parts_of
@@ -70,17 +70,6 @@ def plug_engine(model: nn.Module, path: PathLike, engine: str, threads: int = 0)
         entry = graphs[engine].get(part.name)
         if entry is None:
             raise CheckpointError(f'{path}: has no graph for {part.name}. Write it again with tools/deploy.py --export')
-        file = _checked_file(path, engine, entry)
+        file = graph_file(path, engine, entry, ('file', 'tree', 'sha256'))
         part.replace_by(EngineCall(runner.open(file, threads), entry['tree']))
     return model
-
-
-def _checked_file(path: Path, engine: str, entry: dict[str, Any]) -> Path:
-    """The file of a graph, which must lie in its folder and have the manifest's checksum."""
-    if not isinstance(entry, dict) or not all(isinstance(entry.get(key), str) for key in ('file', 'tree', 'sha256')):
-        raise CheckpointError(
-            f'{path}: its manifest does not say which file and structure a graph for {engine} has. Write it again '
-            'with tools/deploy.py --export'
-        )
-    file = path / engine / Path(entry['file']).name
-    return check_file(file, entry['sha256'], 'Write it again with tools/deploy.py --export')

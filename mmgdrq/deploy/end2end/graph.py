@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Callable
 
-from mmgdrq_runtime.manifest import PathLike, check_file, read_manifest
+from mmgdrq_runtime.manifest import PathLike, graph_file, read_manifest
 from mmgdrq_runtime.pipeline import read_pipeline
 
 from ...errors import CheckpointError, ExportError
@@ -44,8 +44,7 @@ def write_end2end(path: PathLike, engine: str, out: Path) -> Path:
             f'{path}: has no graph for {engine} (it has: {", ".join(graphs) or "none"}). Write it again with '
             'tools/deploy.py --export'
         )
-    entry = graphs[engine]['dense']
-    dense = check_file(Path(path, engine, Path(entry['file']).name), entry['sha256'])
+    dense = graph_file(Path(path), engine, graphs[engine]['dense'])
     return build_end2end(dense, read_pipeline(path, graphs), out, find_engine(engine))
 
 

@@ -272,5 +272,5 @@ def test_a_manifest_with_a_malformed_graph(deployed, monkeypatch, entry):
     folded, _, path = deployed
     graphs = {'openvino': {'dense': entry}}
     monkeypatch.setattr('mmgdrq.deploy.plugged_engine.read_manifest', lambda path: {'graphs': graphs})
-    with pytest.raises(CheckpointError, match='does not say which file and structure'):
+    with pytest.raises(CheckpointError, match='its manifest lacks file or tree or sha256 of a graph for openvino'):
         plug_engine(folded, path, 'openvino')
