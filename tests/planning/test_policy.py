@@ -179,3 +179,8 @@ def test_nothing_to_quantize_says_why():
         match=r'32 bits asked; prediction layer \(by name\); 32 bits asked; reads the image \(by channels\)\)',
     ):
         mmgdrq.quantize(classifier(), dict(bits=32), dict(bits=32))
+
+
+def test_filters_are_output_channels():
+    net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ConvTranspose2d(4, 6, 2), nn.Linear(6, 7))
+    assert [row.filters for row in mmgdrq.plan(net)] == [4, 6, 7]
