@@ -9,8 +9,12 @@ from torch import nn
 
 import mmgdrq
 from mmgdrq.errors import ConfigError, QuantizationError
+from mmgdrq.layers import QUANTIZE
+from mmgdrq.layers.walk import activation_quantizers, quantized_layers
+from mmgdrq.quantized_model.iteration import manage_registered
 from mmgdrq.quantized_model.stages import STAGES
 from tests.helpers import reference
+from tests.helpers.nets import inputs, small_net
 
 X = torch.rand(4, 6, generator=torch.Generator().manual_seed(0)) * 3
 
@@ -175,3 +179,22 @@ def test_freeze_in_a_training_loop_of_ones_own():
 def test_only_a_quantized_model_is_frozen():
     with pytest.raises(ConfigError, match='freeze: the model is not quantized'):
         mmgdrq.freeze(nn.Linear(2, 2))
+
+
+def test_a_training_pass_right_after_a_load_is_in_the_stage_of_the_checkpoint():
+    source = mmgdrq.quantize(small_net(), stage='reshape')
+    source.train()(inputs(1))
+    mmgdrq.set_stage(source, 'quantize')
+    net = mmgdrq.quantize(small_net(), stage='reshape', follow_checkpoint=True)
+    net.load_state_dict(source.state_dict())
+    assert mmgdrq.state(net).stage == 'quantize'
+    assert {layer.weight_quantizer.mode for layer in quantized_layers(net)} == {QUANTIZE}
+
+
+def test_a_quantized_model_inside_another_one_keeps_its_state():
+    inner = mmgdrq.quantize(small_net())
+    outer = nn.Sequential(mmgdrq.Conv2d(3, 3, 1), inner)
+    manage_registered(outer)
+    outer.train()(inputs(1))
+    assert all(q.state is mmgdrq.state(inner) for q in activation_quantizers(inner))
+    assert outer[0].activation_quantizer.state is not mmgdrq.state(inner)
