@@ -128,6 +128,23 @@ class Padding(nn.Module):
         return self.last(self.body(self.stem(padded)))
 
 
+class ReadsTwice(nn.Module):
+    """One layer reads the input, then its own output."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.shared, self.fc = conv(5, 5), conv(5, 5), nn.Linear(5, 5)
+
+    def forward(self, x):
+        return self.fc(self.stem(self.shared(self.shared(x))).mean((2, 3)))
+
+
+def test_one_call_on_the_input_is_enough():
+    found = reasons(ReadsTwice(), example=torch.rand(1, 5, 9, 9))
+    assert found['shared'] == TRACED
+    assert 'stem' not in found
+
+
 def test_an_image_that_is_written_into_another_tensor():
     found = reasons(Padding(), example=torch.rand(1, 3, 9, 9))
     assert found == {'stem': TRACED, 'last': 'prediction layer (by name)'}

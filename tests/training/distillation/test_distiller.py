@@ -77,6 +77,15 @@ def test_a_copy_has_no_teacher(student, distiller):
     assert distiller.losses == losses
 
 
+def test_a_copy_has_no_teacher_after_a_failed_pass(student, distiller):
+    copied = copy.deepcopy(student)
+    with pytest.raises(RuntimeError):
+        student.train()(torch.randn(6, 4, 8, 8))
+    distiller.teacher.register_forward_hook(lambda *_: pytest.fail('the teacher of a copy has run'))
+    copied.train()(images())
+    assert distiller.losses == {}
+
+
 def test_it_ends(student, distiller):
     distiller.remove()
     student.train()(images())
@@ -109,6 +118,14 @@ def test_it_teaches():
         optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < 0.3 * losses[0]
+
+
+def test_a_teacher_is_a_copy_that_does_not_train(student):
+    teacher = make_teacher(student)
+    assert not teacher.training
+    assert not any(p.requires_grad for p in teacher.parameters())
+    assert student.training
+    assert all(p.requires_grad for p in student.parameters())
 
 
 def test_a_quantized_teacher_is_refused(student):
