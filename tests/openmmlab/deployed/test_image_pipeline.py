@@ -33,7 +33,7 @@ def test_a_data_set_that_decodes_its_images_itself(name, file):
     run = make_pipeline(cfg)
     for image in (IMAGE, file, str(file)):
         assert torch.equal(run(image)['inputs'], expected['inputs'])
-    with pytest.raises(InputError, match=r'test_pipeline\.py cannot be read as an image'):
+    with pytest.raises(InputError, match=r'test_image_pipeline\.py cannot be read as an image'):
         run(__file__)
 
 
