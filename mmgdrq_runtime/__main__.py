@@ -8,7 +8,7 @@ from typing import Any, Optional, cast
 
 from .drawing import draw
 from .engines import ENGINES
-from .errors import MMGDRQError
+from .errors import InputError, MMGDRQError
 from .model import load
 from .results import Classification, Result, Segmentation
 
@@ -32,7 +32,7 @@ def main(arguments: Optional[Sequence[str]] = None) -> None:
         result = cast(Result, model(args.image))
         print(json.dumps(summary(result, model.classes, args.score_thr), indent=1))
         if args.out:
-            draw(args.image, result, model.classes, model.palette, args.score_thr).save(args.out)
+            _save(draw(args.image, result, model.classes, model.palette, args.score_thr), args.out)
     except MMGDRQError as error:
         sys.exit(f'{type(error).__name__}: {error}')
 
@@ -54,6 +54,15 @@ def summary(result: Result, classes: Sequence[str], score_thr: float) -> Any:
         {'class': name(label), 'score': round(score, 4), 'box': [round(value, 2) for value in box]}
         for label, score, box in rows
     ]
+
+
+def _save(picture: Any, out: str) -> None:
+    try:
+        picture.save(out)
+    except (OSError, ValueError) as error:  # ValueError: Pillow knows no such extension
+        raise InputError(
+            f'--out {out}: cannot be written ({error}). Name a picture such as picture.png, in a folder that exists'
+        ) from error
 
 
 if __name__ == '__main__':

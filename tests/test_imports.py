@@ -25,6 +25,7 @@ ORDER = (
     {'registry'},
     {'openmmlab'},
     {'cli', 'runtime'},
+    {'__main__'},
     {'__init__'},
 )
 """What lies in mmgdrq/, from the bottom to the top."""

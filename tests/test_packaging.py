@@ -115,3 +115,9 @@ def test_every_command_has_a_tool_and_its_help(capsys, monkeypatch, command):
 
 def test_tools_are_the_commands():
     assert {path.stem for path in (ROOT / 'tools').glob('*.py')} == set(COMMANDS)
+
+
+def test_the_package_runs_as_the_command():
+    done = subprocess.run([sys.executable, '-m', 'mmgdrq', '--help'], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith('usage: mmgdrq ')

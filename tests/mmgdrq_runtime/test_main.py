@@ -103,6 +103,13 @@ def test_the_command_says_what_is_wrong(deployed):
         main(['nowhere', 'missing.png'])
 
 
+@pytest.mark.parametrize('out', ['no/such/folder/picture.png', 'picture.unknown'])
+def test_the_command_says_that_the_picture_cannot_be_written(deployed, out, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit, match=f'InputError: --out {out}: cannot be written'):
+        main([str(deployed / 'model'), str(deployed / 'image.png'), '--out', out])
+
+
 def test_boxes_and_masks_are_drawn_in_the_colour_of_their_class():
     image, masks = np.zeros((40, 50, 3), np.uint8), np.zeros((1, 40, 50), bool)
     masks[0, 30:35, 10:20] = True

@@ -65,6 +65,7 @@ def main(arguments: Optional[Sequence[str]] = None) -> None:
     if args.images < 1:
         raise ConfigError(f'--images {args.images}: expected 1 or more')
     check_checkpoint(args.checkpoint)
+    _keep_inputs(args, out)
     check_data(cfg, args.split)
     if args.bits:
         quantize_config(cfg, args.bits, args.grid or 'symmetric')
@@ -169,6 +170,20 @@ def _check_out(out: str) -> Path:
     if path.suffix != '.pth':
         raise ConfigError(f'--out {out}: expected the name of a checkpoint file, such as quantized.pth')
     return path
+
+
+def _keep_inputs(args: argparse.Namespace, out: Path) -> None:
+    if _same_file(out, args.checkpoint):
+        raise ConfigError(f'--out {out}: it is the float checkpoint, which would be lost. Choose another name')
+    config = out.with_suffix('.py')
+    if args.bits and _same_file(config, args.config):
+        raise ConfigError(
+            f'--out {out}: the config beside it would replace {config}, the float config. Choose another name'
+        )
+
+
+def _same_file(written: Path, read: str) -> bool:
+    return written.exists() and Path(read).exists() and written.samefile(read)
 
 
 def _with_bar(batches: Iterable, total: int) -> Iterator:

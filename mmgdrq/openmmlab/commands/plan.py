@@ -50,7 +50,9 @@ def plan_of(cfg: Config, name: str) -> Plan:
                 hook.before_run(runner)
     plan = state_of(runner.model).plan if is_root(runner.model) else None
     if plan is None:
-        raise ConfigError(f'config: {name} has no plan. Add GDRQHook or mmgdrq.Quantized, for the whole model')
+        raise ConfigError(
+            f'config: {name} has no plan: nothing quantizes the whole model. Add GDRQHook or mmgdrq.Quantized'
+        )
     return plan
 
 

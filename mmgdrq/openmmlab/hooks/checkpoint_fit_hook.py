@@ -36,7 +36,8 @@ class CheckpointFitHook(Hook):
         if needs_ranges and not quantization_keys(state):
             raise CheckpointError(
                 'checkpoint: it is a float checkpoint, but this config builds a quantized model, whose ranges are not '
-                'in it. Train from it first (load_from in the config), or use the float config'
+                'in it. Train from it first (load_from in the config), calibrate it (tools/calibrate.py), or use the '
+                'float config'
             )
         if self.whole:
             _check_tensors(model.state_dict(), state)

@@ -230,3 +230,18 @@ def test_a_digits_config_as_a_user_runs_it(tmp_path):
     assert '21 of 21 weight layers quantized' in output
     output = run(ROOT / 'tools/test.py', 'quantized.py', 'quantized.pth', '--work-dir', 'run')
     assert 'accuracy/top1' in output
+
+
+def test_the_float_config_and_checkpoint_are_not_replaced(tmp_path, float_checkpoint):
+    config = config_file(tmp_path, hook=None)
+    link = tmp_path / 'link.pth'
+    link.symlink_to(float_checkpoint)
+    before = Path(config).read_bytes(), float_checkpoint.read_bytes()
+    for name, message in {
+        'config.pth': 'would replace .*config.py, the float config',
+        'float.pth': 'it is the float checkpoint',
+        'link.pth': 'it is the float checkpoint',
+    }.items():
+        with pytest.raises(ConfigError, match=message):
+            calibrate.main([config, str(float_checkpoint), '--bits', 'W8A8', '--out', str(tmp_path / name)])
+    assert (Path(config).read_bytes(), float_checkpoint.read_bytes()) == before
